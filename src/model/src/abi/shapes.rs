@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The shared shapes themselves.
+
+use super::layout::{Be16, Be32, c_consts, c_enum, c_struct};
+
+c_consts! {
+    /// Sizes and slots.
+    LIMITS: u32 {
+        /// Rows of the endpoint table.
+        ENDPOINT_SLOTS = 65536;
+        /// Row of the local host (router addresses, interface of `pilus_host`).
+        SLOT_HOST = 1;
+        /// Row of everything that is neither a container nor the host.
+        SLOT_WORLD = 2;
+        /// First row of a local container.
+        SLOT_FIRST = 256;
+        /// First row of remote nodes (one past the last container).
+        SLOT_NODES = 32768;
+        /// Interface index of a container's host side = this + its slot.
+        IFINDEX_BASE = 65536;
+        /// `policy_in`/`policy_out` of a row that was never given a policy: everything is denied.
+        POLICY_NONE = 0;
+        /// A policy that allows everything, in that direction, without a look-up.
+        POLICY_OPEN = 1;
+        /// First policy id that names rule blocks.
+        POLICY_FIRST = 2;
+        /// Rules in a block.
+        POLICY_BLOCK_RULES = 8;
+        /// Blocks that one {policy, direction, identity} may chain.
+        POLICY_CHAIN = 8;
+        /// Rule records; index 0 is "no rule".
+        RULE_RECORDS = 65536;
+        /// Bytes of a packet that an event carries.
+        EVENT_PAYLOAD = 128;
+    }
+}
+
+c_consts! {
+    /// `flags` of an endpoint row.
+    ENDPOINT_FLAGS: u32 {
+        /// The row is in use; without it every packet from or to it is dropped.
+        EP_VALID = 1;
+        /// Delivered to the host's stack through `pilus_host` (rows of host and world).
+        EP_STACK = 2;
+        /// Has a receiving program of its own in `receive[slot]`.
+        EP_RECEIVE = 4;
+        /// Reached through another node (room for clusters).
+        EP_REMOTE = 8;
+        /// Ingress verdicts are reported, not enforced.
+        EP_AUDIT_IN = 16;
+        /// Egress verdicts are reported, not enforced.
+        EP_AUDIT_OUT = 32;
+        /// Report the first packet of each flow and flow changes.
+        EP_TRACE_FLOW = 64;
+        /// Report every packet.
+        EP_TRACE_ALL = 128;
+        /// Report every policy verdict.
+        EP_VERDICT = 256;
+        /// Report drops.
+        EP_DROPS = 512;
+    }
+}
+
+c_consts! {
+    /// `flags` of a flow entry. Side A is the smaller (address, port); "opener" is who sent the first packet.
+    FLOW_FLAGS: u16 {
+        /// Side B opened the flow.
+        FLOW_OPENER_B = 1;
+        /// A packet came back from the side that did not open it.
+        FLOW_REPLY = 2;
+        /// Side A sent FIN.
+        FLOW_FIN_A = 4;
+        /// Side B sent FIN.
+        FLOW_FIN_B = 8;
+        /// RST was seen.
+        FLOW_RST = 16;
+        /// Policy denies the flow; both directions drop.
+        FLOW_DENY = 32;
+        /// Taken up in the middle (no SYN was seen).
+        FLOW_MIDSTREAM = 64;
+        /// Deny verdict is not enforced (audit).
+        FLOW_AUDIT = 128;
+        /// Room for an L7 redirect: `aux` names its record.
+        FLOW_PROXY = 256;
+        /// Room for services and NAT: `aux` names its record, the other tuple has an entry of its own.
+        FLOW_NAT = 512;
+        /// `aux` names a record.
+        FLOW_AUX = 1024;
+        /// Any of these sends a packet to the slow path.
+        FLOW_SLOW = 16 | 32 | 128 | 256 | 512 | 1024;
+    }
+}
+
+c_consts! {
+    /// `flags` of a policy rule.
+    RULE_FLAGS: u8 {
+        /// The rule denies.
+        RULE_DENY = 1;
+        /// Traffic goes through the L7 proxy of the rule record.
+        RULE_L7 = 2;
+        /// Mutual authentication is demanded.
+        RULE_AUTH = 4;
+        /// The verdict is reported.
+        RULE_LOG = 8;
+        /// Only in the last rule of a block: the block at `chain + 1` goes on.
+        RULE_MORE = 64;
+        /// The slot is used. A slot without it ends the block.
+        RULE_USED = 128;
+    }
+}
+
+c_consts! {
+    /// Packet mark. Bits outside the mask belong to others and are never changed.
+    MARKS: u32 {
+        MARK_MASK = 0x0f00;
+    }
+}
+
+c_consts! {
+    /// `flags` of an ipcache entry.
+    IPCACHE_FLAGS: u16 {
+        /// Traffic to it leaves encapsulated (room for clusters).
+        IPCACHE_TUNNEL = 1;
+    }
+}
+
+c_consts! {
+    /// `dir` of counters and events, as seen from the container.
+    DIRECTIONS: u8 {
+        DIR_EGRESS = 0;
+        DIR_INGRESS = 1;
+    }
+}
+
+c_consts! {
+    /// `flags` of an event.
+    EVENT_FLAGS: u8 {
+        EVENT_IPV6 = 1;
+        /// The verdict was reported but not enforced.
+        EVENT_AUDIT = 2;
+        /// The verdict allows.
+        EVENT_ALLOW = 4;
+        /// The packet starts at the Ethernet header.
+        EVENT_L2 = 8;
+    }
+}
+
+c_enum! {
+    /// Identities with a fixed number; allocated ones start at 256.
+    Reserved: u32 as "ID" {
+        Unknown = 0, "UNKNOWN", "unknown";
+        Host = 1, "HOST", "host";
+        World = 2, "WORLD", "world";
+        Unmanaged = 3, "UNMANAGED", "unmanaged";
+        Health = 4, "HEALTH", "health";
+        Init = 5, "INIT", "init";
+        RemoteNode = 6, "REMOTE_NODE", "remote-node";
+        KubeApiserver = 7, "KUBE_APISERVER", "kube-apiserver";
+        Ingress = 8, "INGRESS", "ingress";
+        WorldIpv4 = 9, "WORLD_IPV4", "world-ipv4";
+        WorldIpv6 = 10, "WORLD_IPV6", "world-ipv6";
+    }
+}
+
+c_enum! {
+    /// What an event reports.
+    EventKind: u8 as "EVENT" {
+        Drop = 1, "DROP", "drop";
+        Debug = 2, "DEBUG", "debug";
+        Capture = 3, "CAPTURE", "capture";
+        Trace = 4, "TRACE", "trace";
+        Verdict = 5, "VERDICT", "policy-verdict";
+    }
+}
+
+c_enum! {
+    /// Where a traced packet was seen.
+    TracePoint: u8 as "TRACE" {
+        ToEndpoint = 0, "TO_ENDPOINT", "to-endpoint";
+        ToProxy = 1, "TO_PROXY", "to-proxy";
+        ToHost = 2, "TO_HOST", "to-host";
+        ToStack = 3, "TO_STACK", "to-stack";
+        ToOverlay = 4, "TO_OVERLAY", "to-overlay";
+        FromEndpoint = 5, "FROM_ENDPOINT", "from-endpoint";
+        FromHost = 7, "FROM_HOST", "from-host";
+        Reply = 10, "REPLY", "answered";
+    }
+}
+
+c_enum! {
+    /// How a packet stands to its flow.
+    FlowState: u8 as "FLOW_STATE" {
+        New = 0, "NEW", "new";
+        Established = 1, "ESTABLISHED", "established";
+        Reply = 2, "REPLY", "reply";
+        Related = 3, "RELATED", "related";
+        Reopened = 4, "REOPENED", "reopened";
+        Revoked = 5, "REVOKED", "revoked";
+        None = 6, "NONE", "none";
+    }
+}
+
+c_enum! {
+    /// Why a packet was dropped. Numbers that other tools print for the same reason are kept.
+    DropReason: u8 as "DROP" {
+        InvalidSourceMac = 130, "INVALID_SOURCE_MAC", "Invalid source mac";
+        InvalidDestinationMac = 131, "INVALID_DESTINATION_MAC", "Invalid destination mac";
+        InvalidSourceIp = 132, "INVALID_SOURCE_IP", "Invalid source ip";
+        PolicyDenied = 133, "POLICY_DENIED", "Policy denied";
+        InvalidPacket = 134, "INVALID_PACKET", "Invalid packet";
+        TruncatedL4 = 135, "TRUNCATED_L4", "Truncated or invalid L4 header";
+        UnsupportedL3 = 139, "UNSUPPORTED_L3", "Unsupported L3 protocol";
+        MissedTailCall = 140, "MISSED_TAIL_CALL", "Missed tail call";
+        WriteError = 141, "WRITE_ERROR", "Error writing to packet";
+        UnknownTarget = 150, "UNKNOWN_TARGET", "Unknown L3 target address";
+        NoEndpoint = 152, "NO_ENDPOINT", "No matching local endpoint found";
+        FlowInsertFailed = 155, "FLOW_INSERT_FAILED", "Flow table insertion failed";
+        InvalidExtensionHeader = 156, "INVALID_EXTENSION_HEADER", "Invalid IPv6 extension header";
+        Fragment = 157, "FRAGMENT", "Fragments not supported";
+        PolicyDeny = 181, "POLICY_DENY", "Policy denied by denylist";
+        TtlExceeded = 196, "TTL_EXCEEDED", "TTL exceeded";
+        Revoked = 210, "REVOKED", "Flow no longer allowed by policy";
+        NoFlow = 211, "NO_FLOW", "No flow for this ICMP error";
+        Multicast = 212, "MULTICAST", "Multicast or broadcast not forwarded";
+        Neighbour = 213, "NEIGHBOUR", "Neighbour discovery not for the gateway";
+        SlotMismatch = 214, "SLOT_MISMATCH", "Flow belongs to other endpoints";
+        PolicyL7 = 215, "POLICY_L7", "No proxy for L7 rule";
+        RedirectFailed = 216, "REDIRECT_FAILED", "Redirect failed";
+        Custom = 217, "CUSTOM", "Dropped by custom program";
+        InvalidDestination = 218, "INVALID_DESTINATION", "Destination address not routable";
+    }
+}
+
+c_struct! {
+    /// One row of the endpoint table, 64 bytes, index = slot. What changes while an endpoint lives is here, changed by
+    /// one write; `epoch` only ever grows, also when the slot is used again.
+    Endpoint as "endpoint" {
+        epoch: u32,
+        /// Host side interface (containers), `pilus_host` (host and world).
+        ifindex: u32,
+        /// MAC inside the container.
+        mac: [u8; 6],
+        /// MAC of the host side, the container's gateway.
+        host_mac: [u8; 6],
+        identity: u32,
+        /// Policy ids: POLICY_NONE, POLICY_OPEN or the id of rule blocks.
+        policy_in: u32,
+        policy_out: u32,
+        /// EP_* flags.
+        flags: u32,
+        ip4: Be32,
+        ip6: [Be32; 4],
+        /// IPv4 address of the node behind it (room for clusters).
+        tunnel: Be32,
+        /// The number people know it by.
+        id: u16,
+        /// MTU announced to the container, bytes.
+        mtu: u16,
+    }
+}
+
+c_struct! {
+    /// Key of an IPv4 flow, sorted by (address, port): one entry for both directions.
+    FlowKey4 as "flow_key4" {
+        a: Be32,
+        b: Be32,
+        /// Ports; ICMP echo: identifier in both; other protocols 0.
+        ap: Be16,
+        bp: Be16,
+        proto: u8,
+        /// Address space (room for overlapping networks).
+        zone: u8,
+        pad: u16,
+    }
+}
+
+c_struct! {
+    /// Key of an IPv6 flow, as [`FlowKey4`].
+    FlowKey6 as "flow_key6" {
+        a: [Be32; 4],
+        b: [Be32; 4],
+        ap: Be16,
+        bp: Be16,
+        proto: u8,
+        zone: u8,
+        pad: u16,
+    }
+}
+
+c_struct! {
+    /// What a packet of an established flow touches, 40 bytes. Direction 0 is from A to B.
+    Flow as "flow" {
+        bytes: [u64; 2],
+        packets: [u32; 2],
+        /// Low 32 bits of the kernel's jiffies when a packet was last seen.
+        last: u32,
+        /// Endpoint slot to deliver direction 0 and 1 to.
+        ep: [u16; 2],
+        /// Sum of both endpoints' epochs when the verdict was taken.
+        epoch: u32,
+        /// FLOW_* flags.
+        flags: u16,
+        /// Index of a NAT, proxy or service record, 0 none (room for services, NAT46, L7, affinity, DSR).
+        aux: u16,
+    }
+}
+
+c_struct! {
+    /// IPv4 flow entry: with its 16 byte key and the kernel's header exactly two cache lines.
+    Flow4 as "flow4" {
+        h: Flow,
+        /// Rule records that decided, egress and ingress.
+        rule: [u32; 2],
+        src_id: u32,
+        dst_id: u32,
+        /// Jiffies at creation.
+        created: u32,
+        pad: u32,
+    }
+}
+
+c_struct! {
+    /// IPv6 flow entry: with its 40 byte key and the kernel's header exactly two cache lines.
+    Flow6 as "flow6" {
+        h: Flow,
+    }
+}
+
+c_struct! {
+    /// Names one block of rules: policy id, direction and chain position, and the peer's identity (0 = any).
+    PolicyKey as "policy_key" {
+        /// `policy_id << 5 | direction << 4 | chain`
+        policy: u32,
+        identity: u32,
+    }
+}
+
+c_struct! {
+    /// One rule. First match in a block wins.
+    PolicyRule as "policy_rule" {
+        /// Destination ports, host order, both ends included; ICMP: types.
+        lo: u16,
+        hi: u16,
+        /// IP protocol, 0 any.
+        proto: u8,
+        /// RULE_* flags.
+        flags: u8,
+        /// Index of the rule record.
+        idx: u16,
+    }
+}
+
+c_struct! {
+    /// Eight rules: a 64 byte line.
+    PolicyBlock as "policy_block" {
+        rules: [PolicyRule; 8],
+    }
+}
+
+c_struct! {
+    /// What a rule index stands for.
+    RuleRecord as "rule_record" {
+        /// Listener of the L7 proxy (room).
+        proxy_port: Be16,
+        pad: u16,
+        /// Chosen by user space, names the origin of the rule.
+        cookie: u32,
+    }
+}
+
+c_struct! {
+    /// Packets and bytes.
+    Counter as "counter" {
+        packets: u64,
+        bytes: u64,
+    }
+}
+
+c_struct! {
+    /// Key of the exact ipcache. IPv4 addresses stand in `addr[0]`.
+    IpcacheKey as "ipcache_key" {
+        addr: [Be32; 4],
+        /// 4 or 6.
+        family: u8,
+        zone: u8,
+        pad: u16,
+    }
+}
+
+c_struct! {
+    /// Key of the prefix ipcache; `prefixlen` counts from `family`, so it is 32 + the length of the prefix.
+    IpcacheLpmKey as "ipcache_lpm_key" {
+        prefixlen: u32,
+        family: u8,
+        zone: u8,
+        pad: u16,
+        addr: [Be32; 4],
+    }
+}
+
+c_struct! {
+    /// Who is behind an address.
+    IpcacheEntry as "ipcache_entry" {
+        identity: u32,
+        /// IPv4 address of the node behind it, 0 local.
+        tunnel: Be32,
+        /// Endpoint slot to deliver to.
+        slot: u16,
+        /// IPCACHE_* flags.
+        flags: u16,
+    }
+}
+
+c_struct! {
+    /// Idle times of flows, in jiffies. One row.
+    FlowTimeouts as "flow_timeouts" {
+        tcp: u32,
+        /// Before a reply was seen.
+        tcp_open: u32,
+        /// After FIN in both directions, or RST.
+        tcp_closing: u32,
+        udp: u32,
+        udp_reply: u32,
+        icmp: u32,
+        other: u32,
+        /// A denied flow.
+        deny: u32,
+    }
+}
+
+c_struct! {
+    /// An event: this header, then `EVENT_PAYLOAD` bytes of which `cap` are valid.
+    Event as "event" {
+        /// `CLOCK_MONOTONIC`, ns.
+        time: u64,
+        /// EVENT_* kind.
+        kind: u8,
+        /// Drop reason, trace point, or 0.
+        reason: u8,
+        /// DIR_*.
+        dir: u8,
+        /// EVENT_* flags.
+        flags: u8,
+        /// FLOW_STATE_*.
+        state: u8,
+        /// IP protocol.
+        proto: u8,
+        src_slot: u16,
+        dst_slot: u16,
+        /// Destination port, host order; ICMP type.
+        dport: u16,
+        src_id: u32,
+        dst_id: u32,
+        /// Index of the deciding rule record, 0 none.
+        rule: u32,
+        ifindex: u32,
+        /// Bytes of the packet, and of them in `payload`.
+        len: u32,
+        cap: u32,
+        pad: [u32; 3],
+    }
+}

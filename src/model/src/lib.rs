@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is and what should be: labels, identities, policy and the shapes shared with the kernel programs.
+//!
+//! This crate is pure: no tokio, no I/O, no clock, no logging.
+
+pub mod abi;
