@@ -17,6 +17,7 @@ enum {
 	POLICY_CHAIN = 0x8,
 	RULE_RECORDS = 0x10000,
 	EVENT_PAYLOAD = 0x80,
+	REASON_EVENT_LOST = 0x1,
 };
 
 enum {
@@ -76,7 +77,7 @@ enum {
 	EVENT_L2 = 0x8,
 };
 
-enum id {
+enum {
 	ID_UNKNOWN = 0,
 	ID_HOST = 1,
 	ID_WORLD = 2,
@@ -90,7 +91,7 @@ enum id {
 	ID_WORLD_IPV6 = 10,
 };
 
-enum event {
+enum {
 	EVENT_DROP = 1,
 	EVENT_DEBUG = 2,
 	EVENT_CAPTURE = 3,
@@ -98,7 +99,7 @@ enum event {
 	EVENT_VERDICT = 5,
 };
 
-enum trace {
+enum {
 	TRACE_TO_ENDPOINT = 0,
 	TRACE_TO_PROXY = 1,
 	TRACE_TO_HOST = 2,
@@ -109,7 +110,7 @@ enum trace {
 	TRACE_REPLY = 10,
 };
 
-enum flow_state {
+enum {
 	FLOW_STATE_NEW = 0,
 	FLOW_STATE_ESTABLISHED = 1,
 	FLOW_STATE_REPLY = 2,
@@ -119,7 +120,7 @@ enum flow_state {
 	FLOW_STATE_NONE = 6,
 };
 
-enum drop {
+enum {
 	DROP_INVALID_SOURCE_MAC = 130,
 	DROP_INVALID_DESTINATION_MAC = 131,
 	DROP_INVALID_SOURCE_IP = 132,

@@ -18,7 +18,7 @@ fn constants(out: &mut String, list: &[(&str, u64)]) {
 }
 
 fn enumeration(out: &mut String, (prefix, values): (&str, Vec<(&str, u64)>)) {
-    writeln!(out, "enum {} {{", prefix.to_lowercase()).expect("write to String");
+    out.push_str("enum {\n");
     for (name, value) in values {
         writeln!(out, "\t{prefix}_{name} = {value},").expect("write to String");
     }

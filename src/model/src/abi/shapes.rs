@@ -32,6 +32,8 @@ c_consts! {
         RULE_RECORDS = 65536;
         /// Bytes of a packet that an event carries.
         EVENT_PAYLOAD = 128;
+        /// Counter of events that found no room.
+        REASON_EVENT_LOST = 1;
     }
 }
 

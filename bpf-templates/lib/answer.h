@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the gateway itself answers: ARP (RFC 826), neighbour and router
+ * solicitations (RFC 4861), echo, and packets whose hop count ran out.
+ * An answer leaves through the interface that the question came in by.
+ */
+#pragma once
+#include "csum.h"
+#include "deliver.h"
+
+enum {
+	GATEWAY4 = 0xa9fe0101, /* 169.254.1.1, host order */
+	ARP_REQUEST = 1,
+	RA_LIFETIME = 9000, /* seconds, the most that RFC 4861 allows */
+	QUOTE_MAX = 128, /* bytes of the packet that an ICMP error quotes */
+};
+
+struct arphdr {
+	__be16 htype;
+	__be16 ptype;
+	__u8 hlen;
+	__u8 plen;
+	__be16 op;
+	__u8 sha[6];
+	__u8 spa[4];
+	__u8 tha[6];
+	__u8 tpa[4];
+} __attribute__((packed));
+
+struct nd_option {
+	__u8 type;
+	__u8 len; /* units of 8 bytes */
+	__u8 data[6];
+};
+
+struct advert {
+	struct ethhdr eth;
+	struct ipv6hdr ip;
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	union {
+		struct {
+			__be32 flags;
+			__be32 target[4];
+			struct nd_option mac;
+		} na;
+		struct {
+			__u8 hops;
+			__u8 flags;
+			__be16 lifetime;
+			__be32 reachable;
+			__be32 retrans;
+			struct nd_option mac;
+			struct nd_option mtu;
+		} ra;
+	};
+} __attribute__((packed));
+_Static_assert(sizeof(struct advert) == 86, "advertisement");
+
+/* Sources a container may use: its own addresses, the link-local address of its MAC. */
+static __always_inline int source_is_own(struct packet *p, struct endpoint *row)
+{
+	if (p->family == 4)
+		return p->saddr[0] == EP_IP4(row) && p->saddr[0];
+	return addr_equal(p->saddr, EP_IP6(row)) || ipv6_is_link_local_of(p->saddr, EP_MAC(row));
+}
+
+static __always_inline int to_gateway(struct packet *p)
+{
+	return p->family == 4 ? p->daddr[0] == bpf_htonl(GATEWAY4) : ipv6_is_gateway(p->daddr);
+}
+
+/* Loopback, "this network" and link-local addresses never leave their link. */
+static __always_inline int to_unroutable(struct packet *p)
+{
+	if (p->family == 4)
+		return ipv4_is_unroutable(p->daddr[0]) || (p->daddr[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+	return ipv6_is_unroutable(p->daddr) || (p->daddr[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline int answer_send(struct __sk_buff *ctx, struct packet *p)
+{
+	p->point = TRACE_REPLY;
+	p->state = FLOW_STATE_NONE;
+	return (int)bpf_redirect(ctx->ifindex, 0);
+}
+
+/* `row`: the asking container. */
+__noinline int answer_arp(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+{
+	struct {
+		struct ethhdr eth;
+		struct arphdr arp;
+	} __attribute__((packed)) f;
+	__be32 spa, tpa, gateway = bpf_htonl(GATEWAY4);
+
+	if (!p || !row || bpf_skb_load_bytes(ctx, 0, &f, sizeof(f)) < 0)
+		return -DROP_INVALID_PACKET;
+	__builtin_memcpy(&spa, f.arp.spa, 4);
+	__builtin_memcpy(&tpa, f.arp.tpa, 4);
+	p->family = 4;
+	p->saddr[0] = spa;
+	p->daddr[0] = tpa;
+	if (f.arp.htype != bpf_htons(1) || f.arp.ptype != bpf_htons(ETH_P_IP) || f.arp.hlen != 6 || f.arp.plen != 4)
+		return -DROP_INVALID_PACKET;
+	if (!mac_equal(f.arp.sha, EP_MAC(row)))
+		return -DROP_INVALID_SOURCE_MAC;
+	/* Probes (no sender address) are never answered, nor is anything but the gateway. */
+	if (f.arp.op != bpf_htons(ARP_REQUEST) || !spa || tpa != gateway)
+		return -DROP_NEIGHBOUR;
+	if (spa != EP_IP4(row))
+		return -DROP_INVALID_SOURCE_IP;
+	mac_copy(f.eth.dst, EP_MAC(row));
+	mac_copy(f.eth.src, EP_HOST_MAC(row));
+	f.arp.op = bpf_htons(2);
+	mac_copy(f.arp.tha, f.arp.sha);
+	mac_copy(f.arp.sha, EP_HOST_MAC(row));
+	__builtin_memcpy(f.arp.tpa, &spa, 4);
+	__builtin_memcpy(f.arp.spa, &gateway, 4);
+	if (bpf_skb_store_bytes(ctx, 0, &f, sizeof(f), 0) < 0)
+		return -DROP_WRITE_ERROR;
+	return answer_send(ctx, p);
+}
+
+static __always_inline int advert_send(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, struct advert *a)
+{
+	int to_all = ipv6_is_unspecified(p->saddr);
+	__wsum sum;
+
+	mac_copy(a->eth.dst, EP_MAC(row));
+	mac_copy(a->eth.src, EP_HOST_MAC(row));
+	a->eth.proto = bpf_htons(ETH_P_IPV6);
+	a->ip.vtcfl = bpf_htonl(0x60000000);
+	a->ip.payload_len = bpf_htons(32);
+	a->ip.nexthdr = IPPROTO_ICMPV6;
+	a->ip.hop_limit = ND_HOPS;
+	a->ip.saddr[0] = bpf_htonl(0xfe800000);
+	a->ip.saddr[1] = 0;
+	a->ip.saddr[2] = 0;
+	a->ip.saddr[3] = bpf_htonl(1);
+	a->ip.daddr[0] = to_all ? bpf_htonl(0xff020000) : p->saddr[0];
+	a->ip.daddr[1] = to_all ? 0 : p->saddr[1];
+	a->ip.daddr[2] = to_all ? 0 : p->saddr[2];
+	a->ip.daddr[3] = to_all ? bpf_htonl(1) : p->saddr[3];
+	sum = csum_pseudo6(a->ip.saddr, 32, IPPROTO_ICMPV6, 0);
+	a->check = csum_fold((__wsum)bpf_csum_diff(0, 0, (__be32 *)&a->type, 32, sum));
+	if (bpf_skb_change_tail(ctx, sizeof(*a), 0) < 0 || bpf_skb_store_bytes(ctx, 0, a, sizeof(*a), 0) < 0)
+		return -DROP_WRITE_ERROR;
+	return answer_send(ctx, p);
+}
+
+/* Neighbour discovery from a container that is not for the host. `row`: the container. */
+__noinline int answer_nd(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+{
+	struct advert a = {};
+	__be32 target[4];
+
+	if (!p || !row)
+		return -DROP_INVALID_PACKET;
+	if (p->icmp_type != ICMP6_RS && p->icmp_type != ICMP6_NS)
+		return p->icmp_type == ICMP6_NA || p->icmp_type == ICMP6_RA || p->icmp_type == ICMP6_REDIRECT ?
+			       -DROP_NEIGHBOUR :
+			       -DROP_MULTICAST;
+	/* A message that was routed is no neighbour's. */
+	if (p->hops != ND_HOPS || p->icmp_code)
+		return -DROP_INVALID_PACKET;
+	if (p->icmp_type == ICMP6_RS) {
+		a.type = ICMP6_RA;
+		a.ra.hops = 64;
+		a.ra.lifetime = bpf_htons(RA_LIFETIME);
+		a.ra.mac.type = 1;
+		a.ra.mac.len = 1;
+		mac_copy(a.ra.mac.data, EP_HOST_MAC(row));
+		a.ra.mtu.type = 5;
+		a.ra.mtu.len = 1;
+		a.ra.mtu.data[4] = (__u8)(EP_MTU(row) >> 8);
+		a.ra.mtu.data[5] = (__u8)EP_MTU(row);
+		return advert_send(ctx, p, row, &a);
+	}
+	if (bpf_skb_load_bytes(ctx, p->l4_off + 8, target, sizeof(target)) < 0)
+		return -DROP_TRUNCATED_L4;
+	if (!ipv6_is_gateway(target))
+		return -DROP_NEIGHBOUR;
+	a.type = ICMP6_NA;
+	/* Router, override, and solicited unless the asker has no address yet. */
+	a.na.flags = bpf_htonl(ipv6_is_unspecified(p->saddr) ? 0xa0000000 : 0xe0000000);
+	__builtin_memcpy(a.na.target, target, 16);
+	a.na.mac.type = 2;
+	a.na.mac.len = 1;
+	mac_copy(a.na.mac.data, EP_HOST_MAC(row));
+	return advert_send(ctx, p, row, &a);
+}
+
+/* Echo request to the gateway: swap addresses, change the type, correct the checksum by the difference. */
+__noinline int answer_echo(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+{
+	__u32 off, sum;
+	__u16 type, old;
+	__sum16 check;
+
+	if (!p || !row)
+		return -DROP_INVALID_PACKET;
+	off = p->l4_off;
+	old = p->icmp_type;
+	type = p->family == 4 ? ICMP_ECHO_REPLY : ICMP6_ECHO_REPLY; /* code 0 in the high byte */
+	if (bpf_skb_load_bytes(ctx, off + 2, &check, 2) < 0)
+		return -DROP_TRUNCATED_L4;
+	sum = (__u16)~check + (__u16)~old + type;
+	check = csum_fold(sum);
+	if (bpf_skb_store_bytes(ctx, off, &type, 2, 0) < 0 || bpf_skb_store_bytes(ctx, off + 2, &check, 2, 0) < 0)
+		return -DROP_WRITE_ERROR;
+	if (p->family == 4) {
+		__be32 addrs[2] = { p->daddr[0], p->saddr[0] };
+
+		if (bpf_skb_store_bytes(ctx, ETH_HLEN + 12, addrs, sizeof(addrs), 0) < 0)
+			return -DROP_WRITE_ERROR;
+	} else {
+		if (bpf_skb_store_bytes(ctx, ETH_HLEN + 8, p->daddr, 16, 0) < 0 ||
+		    bpf_skb_store_bytes(ctx, ETH_HLEN + 24, p->saddr, 16, 0) < 0)
+			return -DROP_WRITE_ERROR;
+	}
+	if (headers_pull(ctx) < 0 || headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), 0) < 0)
+		return -DROP_WRITE_ERROR;
+	return answer_send(ctx, p);
+}
+
+static __always_inline int answer_is_allowed(struct packet *p)
+{
+	/* No error about an error (RFC 1812 4.3.2.7, RFC 4443 2.4 e). */
+	return p->kind == PKT_FLOW;
+}
+
+/* Time exceeded in transit, from the node's router address, quoting the start of the packet. */
+__noinline int answer_expired(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+{
+	struct endpoint *router = endpoint_row(SLOT_HOST);
+	__u32 quote[QUOTE_MAX / 4] = {};
+	__u32 len = ctx->len - ETH_HLEN;
+	__wsum sum;
+
+	if (!p || !row || !router || !answer_is_allowed(p))
+		return -DROP_TTL_EXCEEDED;
+	if (len > QUOTE_MAX)
+		len = QUOTE_MAX;
+	len &= 0xfc;
+	asm volatile("" : "+r"(len)); /* or clang tests the unmasked value */
+	if (len < 28 || len > QUOTE_MAX || bpf_skb_load_bytes(ctx, ETH_HLEN, quote, len) < 0)
+		return -DROP_TTL_EXCEEDED;
+	if (bpf_skb_change_tail(ctx, ETH_HLEN + len, 0) < 0)
+		return -DROP_TTL_EXCEEDED;
+	if (p->family == 4) {
+		struct {
+			struct iphdr ip;
+			struct icmphdr icmp;
+		} h = {
+			.ip = { .vihl = 0x45, .ttl = 64, .protocol = IPPROTO_ICMP, .saddr = router->ip4, .daddr = p->saddr[0] },
+			.icmp = { .type = ICMP_TIME_EXCEEDED },
+		};
+
+		h.ip.tot_len = bpf_htons(sizeof(h) + len);
+		h.ip.check = csum_fold((__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
+		sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
+		h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, quote, len, sum));
+		if (bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) < 0 ||
+		    bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0) < 0)
+			return -DROP_TTL_EXCEEDED;
+	} else {
+		struct {
+			struct ipv6hdr ip;
+			struct icmphdr icmp;
+		} h = {
+			.ip = { .vtcfl = bpf_htonl(0x60000000), .nexthdr = IPPROTO_ICMPV6, .hop_limit = 64 },
+			.icmp = { .type = ICMP6_TIME_EXCEEDED },
+		};
+
+		h.ip.payload_len = bpf_htons(sizeof(h.icmp) + len);
+		__builtin_memcpy(h.ip.saddr, router->ip6, 16);
+		__builtin_memcpy(h.ip.daddr, p->saddr, 16);
+		sum = csum_pseudo6(h.ip.saddr, sizeof(h.icmp) + len, IPPROTO_ICMPV6, 0);
+		sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), sum);
+		h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, quote, len, sum));
+		if (bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) < 0 ||
+		    bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0) < 0)
+			return -DROP_TTL_EXCEEDED;
+	}
+	if (headers_pull(ctx) < 0 || headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), 0) < 0)
+		return -DROP_WRITE_ERROR;
+	return answer_send(ctx, p);
+}

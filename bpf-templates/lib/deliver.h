@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The last step: into a container, or into the host's stack. */
+#pragma once
+#include "endpoint.h"
+#include "eth.h"
+#include "ipv4.h"
+#include "ipv6.h"
+
+#if __has_include("custom/container.c")
+#include "custom/container.c"
+enum { CONFIG_CUSTOM = 1 };
+#else
+enum { CONFIG_CUSTOM = 0 };
+static __always_inline int custom_from_container(struct __sk_buff *ctx)
+{
+	return 0;
+}
+static __always_inline int custom_to_container(struct __sk_buff *ctx)
+{
+	return 0;
+}
+#endif
+
+enum {
+	CB_HOP = 1, /* cb: the packet is routed, so its hop count goes down */
+};
+
+/* Makes the Ethernet and IP headers linear. Packet pointers are invalid afterwards. */
+static __always_inline int headers_pull(struct __sk_buff *ctx)
+{
+	__u32 len = ETH_HLEN + sizeof(struct ipv6hdr);
+
+	if (CTXP(ctx, data) + len <= CTXP(ctx, data_end))
+		return 0;
+	return bpf_skb_pull_data(ctx, len < ctx->len ? len : ctx->len) < 0 ? -DROP_WRITE_ERROR : 0;
+}
+
+/* Rewrites MACs and, for a routed packet, the hop count. */
+static __always_inline int headers_rewrite(struct __sk_buff *ctx, const __u8 *dst, const __u8 *src, int hop)
+{
+	struct ethhdr *eth = CTXP(ctx, data);
+	void *end = CTXP(ctx, data_end);
+
+	if ((void *)(eth + 1) > end)
+		return -DROP_INVALID_PACKET;
+	if (hop && eth->proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = (void *)(eth + 1);
+
+		if ((void *)(ip + 1) > end)
+			return -DROP_INVALID_PACKET;
+		ipv4_hop(ip);
+	} else if (hop) {
+		struct ipv6hdr *ip = (void *)(eth + 1);
+
+		if ((void *)(ip + 1) > end)
+			return -DROP_INVALID_PACKET;
+		ip->hop_limit--;
+	}
+	eth_rewrite(eth, dst, src);
+	return 0;
+}
+
+/* Sends to where `dst` (row of `slot`) is. Headers are linear. */
+static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, int hop)
+{
+	int ret;
+
+	if (dst->flags & EP_STACK) {
+		ret = headers_rewrite(ctx, dst->mac, dst->host_mac, 0);
+		return ret < 0 ? ret : (int)bpf_redirect(dst->ifindex, BPF_F_INGRESS);
+	}
+	if (dst->flags & EP_RECEIVE) {
+		ctx->cb[CB_SLOT] = slot;
+		ctx->cb[CB_HOP] = hop;
+		return ACT_RECEIVE;
+	}
+	if (CONFIG_CUSTOM) {
+		ret = custom_to_container(ctx);
+		if (ret < 0)
+			return ret;
+	}
+	ret = headers_rewrite(ctx, dst->mac, dst->host_mac, hop);
+	return ret < 0 ? ret : (int)bpf_redirect_peer(dst->ifindex, 0);
+}

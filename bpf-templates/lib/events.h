@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Events for the agent: what happened to a packet, with the first bytes of it. */
+#pragma once
+#include "config.h"
+#include "endpoint.h"
+#include "metrics.h"
+
+enum {
+	EVENTS_WAKE = 64 * 1024, /* unread bytes at which the reader is woken; below it sweeps by time */
+};
+
+struct event_record {
+	struct event e;
+	__u8 payload[EVENT_PAYLOAD];
+};
+
+/* `what`: kind << 8 | reason or trace point. Returns 0 so that a caller can end with it. */
+__noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
+{
+	struct event_record *r;
+	__u32 cap;
+
+	if (!p)
+		return 0;
+	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
+	if (!r) {
+		metrics_count(REASON_EVENT_LOST, p->dir, ctx->len);
+		return 0;
+	}
+	r->e.time = bpf_ktime_get_ns();
+	r->e.kind = (__u8)(what >> 8);
+	r->e.reason = (__u8)what;
+	r->e.dir = p->dir;
+	r->e.flags = p->flags | (p->family == 6 ? EVENT_IPV6 : 0) | EVENT_L2;
+	r->e.state = p->state;
+	r->e.proto = p->proto;
+	r->e.src_slot = p->src_slot;
+	r->e.dst_slot = p->dst_slot;
+	r->e.dport = p->match;
+	r->e.src_id = p->src_id;
+	r->e.dst_id = p->dst_id;
+	r->e.rule = p->rule;
+	r->e.ifindex = ctx->ifindex;
+	r->e.len = ctx->len;
+	r->e.pad[0] = 0;
+	r->e.pad[1] = 0;
+	r->e.pad[2] = 0;
+	cap = ctx->len < EVENT_PAYLOAD ? ctx->len : EVENT_PAYLOAD;
+	if (!cap || bpf_skb_load_bytes(ctx, 0, r->payload, cap) < 0)
+		cap = 0;
+	r->e.cap = cap;
+	bpf_ringbuf_submit(r, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= EVENTS_WAKE ? BPF_RB_FORCE_WAKEUP :
+											    BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* Flags of both ends: what either wants reported. */
+static __always_inline __u32 event_wanted(struct packet *p)
+{
+	struct endpoint *src = endpoint_row(p->src_slot), *dst = endpoint_row(p->dst_slot);
+
+	return (src ? src->flags : 0) | (dst ? dst->flags : 0);
+}

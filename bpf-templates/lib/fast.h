@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A packet of an established flow: one flow entry, two endpoint rows, headers
+ * rewritten, done. Anything else is ACT_MISS. `src` is the sending container's
+ * row, or 0 for packets from the host's stack.
+ */
+#pragma once
+#include "ct.h"
+#include "deliver.h"
+#include "finish.h"
+
+/* The entry's verdict holds: same sender, no epoch moved, nothing special. Returns the receiver's row. */
+static __always_inline struct endpoint *flow_usable(const struct flow *h, struct endpoint *src, __u32 slot, __u32 side)
+{
+	__u32 from = flow_from(h, side);
+	struct endpoint *dst;
+
+	if (h->flags & FLOW_SLOW || (h->flags & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
+		return 0;
+	/* The first packet back must mark the entry. */
+	if (!(h->flags & FLOW_REPLY) && !!(h->flags & FLOW_OPENER_B) != side)
+		return 0;
+	if (src) {
+		if (from != slot)
+			return 0;
+	} else {
+		if (from >= SLOT_FIRST)
+			return 0;
+		src = endpoint_row(from);
+	}
+	dst = endpoint_row(flow_to(h, side));
+	if (!src || !dst || !(dst->flags & EP_VALID) || h->epoch != src->epoch + dst->epoch)
+		return 0;
+	if ((src->flags | dst->flags) & (EP_TRACE_ALL | EP_REMOTE))
+		return 0;
+	return dst;
+}
+
+static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 side, int from_container)
+{
+	__u32 len = ctx->len;
+	int ret = deliver(ctx, dst, flow_to(h, side), from_container);
+
+	if (ret < 0)
+		return ACT_MISS;
+	flow_account(h, side, len);
+	metrics_count(0, from_container ? DIR_EGRESS : DIR_INGRESS, len);
+	return ret;
+}
+
+/* Ports of the packets that need no slow path; 0 if it is none. `l4` points behind the IP header. */
+static __always_inline int fast_ports(void *l4, void *end, __u8 proto, __be16 *sport, __be16 *dport)
+{
+	if (proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > end || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST) || tcp->doff < 0x50)
+			return 0;
+		*sport = tcp->source;
+		*dport = tcp->dest;
+		return 1;
+	}
+	if (proto == IPPROTO_UDP) {
+		__be16 *ports = l4;
+
+		if (l4 + 8 > end)
+			return 0;
+		*sport = ports[0];
+		*dport = ports[1];
+		return 1;
+	}
+	return 0;
+}
+
+static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
+{
+	struct ethhdr *eth = CTXP(ctx, data);
+	void *end = CTXP(ctx, data_end);
+	struct iphdr *ip = (void *)(eth + 1);
+	struct flow_key4 key;
+	__be16 sport, dport;
+	struct endpoint *dst;
+	struct flow4 *f;
+	__u32 side;
+
+	if ((void *)(ip + 1) > end || ip->vihl != 0x45 || ip->frag_off & bpf_htons(IP_FRAGMENT_MASK) || ip->ttl <= 1 ||
+	    bpf_ntohs(ip->tot_len) + ETH_HLEN > ctx->len)
+		return ACT_MISS;
+	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
+		return ACT_MISS;
+	if (!fast_ports(ip + 1, end, ip->protocol, &sport, &dport))
+		return ACT_MISS;
+	side = flow_key4_make(&key, ip->saddr, ip->daddr, sport, dport, ip->protocol);
+	f = bpf_map_lookup_elem(&flow4, &key);
+	if (!f)
+		return ACT_MISS;
+	dst = flow_usable(&f->h, src, slot, side);
+	return dst ? fast_deliver(ctx, &f->h, dst, side, !!src) : ACT_MISS;
+}
+
+static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
+{
+	struct ethhdr *eth = CTXP(ctx, data);
+	void *end = CTXP(ctx, data_end);
+	struct ipv6hdr *ip = (void *)(eth + 1);
+	struct flow_key6 key;
+	__be16 sport, dport;
+	struct endpoint *dst;
+	struct flow6 *f;
+	__u32 side;
+
+	if ((void *)(ip + 1) > end || (ip->vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) || ip->hop_limit <= 1 ||
+	    bpf_ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > ctx->len)
+		return ACT_MISS;
+	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
+		return ACT_MISS;
+	if (!fast_ports(ip + 1, end, ip->nexthdr, &sport, &dport))
+		return ACT_MISS;
+	side = flow_key6_make(&key, ip->saddr, ip->daddr, sport, dport, ip->nexthdr);
+	f = bpf_map_lookup_elem(&flow6, &key);
+	if (!f)
+		return ACT_MISS;
+	dst = flow_usable(&f->h, src, slot, side);
+	return dst ? fast_deliver(ctx, &f->h, dst, side, !!src) : ACT_MISS;
+}
+
+static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
+{
+	if (ctx->vlan_present)
+		return ACT_MISS;
+	if (CONFIG_IPV4 && ctx->protocol == bpf_htons(ETH_P_IP))
+		return fast_from4(ctx, src, slot);
+	if (ctx->protocol == bpf_htons(ETH_P_IPV6))
+		return fast_from6(ctx, src, slot);
+	return ACT_MISS;
+}

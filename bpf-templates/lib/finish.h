@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The one exit: counts, reports, and turns a verdict into a TC action. */
+#pragma once
+#include "events.h"
+
+__noinline int finish(struct __sk_buff *ctx, struct packet *p, int ret)
+{
+	__u32 wanted;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (ret < 0) {
+		metrics_count((__u32)-ret & 0xff, p->dir, ctx->len);
+		if (CONFIG_EVENTS && event_wanted(p) & EP_DROPS)
+			event_send(ctx, p, EVENT_DROP << 8 | ((__u32)-ret & 0xff));
+		return TC_ACT_SHOT;
+	}
+	metrics_count(0, p->dir, ctx->len);
+	if (CONFIG_EVENTS) {
+		wanted = event_wanted(p);
+		if (wanted & EP_TRACE_ALL || (wanted & EP_TRACE_FLOW && p->state != FLOW_STATE_ESTABLISHED))
+			event_send(ctx, p, EVENT_TRACE << 8 | p->point);
+	}
+	return ret;
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Who is behind an address: the exact table first, then the longest prefix. */
+#pragma once
+#include "maps.h"
+#include "packet.h"
+
+static __noinline struct ipcache_entry *ipcache_find(const __be32 *addr, __u32 family)
+{
+	struct ipcache_key key = { .addr = { addr[0], addr[1], addr[2], addr[3] }, .family = (__u8)family };
+	struct ipcache_entry *e = bpf_map_lookup_elem(&ipcache, &key);
+
+	if (!e) {
+		struct ipcache_lpm_key lpm = {
+			.prefixlen = family == 4 ? 64 : 160,
+			.family = (__u8)family,
+			.addr = { addr[0], addr[1], addr[2], addr[3] },
+		};
+
+		e = bpf_map_lookup_elem(&ipcache_lpm, &lpm);
+	}
+	return e;
+}

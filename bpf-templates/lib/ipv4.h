@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* IPv4 header (RFC 791): load, bounds, TTL. */
+#pragma once
+#include "l4.h"
+
+enum {
+	IP_FRAGMENT_MASK = 0x3fff, /* more fragments, or an offset */
+};
+
+static __always_inline int ipv4_is_multicast(__be32 addr)
+{
+	return (addr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || addr == 0xffffffff;
+}
+
+static __always_inline int ipv4_is_unroutable(__be32 addr)
+{
+	return !(addr & bpf_htonl(0xff000000)) || (addr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+}
+
+static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
+{
+	struct iphdr ip;
+	__u32 hlen, end;
+
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)) < 0)
+		return -DROP_INVALID_PACKET;
+	hlen = (ip.vihl & 0xf) * 4;
+	end = ETH_HLEN + bpf_ntohs(ip.tot_len);
+	if (!ip.tot_len && ctx->gso_segs > 1)
+		end = ctx->len; /* longer than 64 KiB: the length is in the skb */
+	p->family = 4;
+	p->saddr[0] = ip.saddr;
+	p->daddr[0] = ip.daddr;
+	p->proto = ip.protocol;
+	p->hops = ip.ttl;
+	if (ip.vihl >> 4 != 4 || hlen < sizeof(ip) || end > ctx->len || ETH_HLEN + hlen > end)
+		return -DROP_INVALID_PACKET;
+	p->l4_off = ETH_HLEN + hlen;
+	if (ip.frag_off & bpf_htons(IP_FRAGMENT_MASK))
+		return -DROP_FRAGMENT;
+	return parse_l4(ctx, p, end);
+}
+
+/* Decrements the TTL in place and corrects the header checksum (RFC 1624). */
+static __always_inline void ipv4_hop(struct iphdr *ip)
+{
+	__u32 check = ip->check;
+
+	check += bpf_htons(0x0100);
+	ip->check = (__sum16)(check + (check >= 0xffff));
+	ip->ttl--;
+}

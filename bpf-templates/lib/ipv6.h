@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* IPv6 header and extension headers (RFC 8200): load, bounds. */
+#pragma once
+#include "l4.h"
+
+enum {
+	IPV6_EXTENSIONS = 6, /* extension headers that are walked over */
+};
+
+static __always_inline int ipv6_is_multicast(const __be32 *addr)
+{
+	return (addr[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline int ipv6_is_unspecified(const __be32 *addr)
+{
+	return !(addr[0] | addr[1] | addr[2] | addr[3]);
+}
+
+static __always_inline int ipv6_is_unroutable(const __be32 *addr)
+{
+	return !(addr[0] | addr[1] | addr[2]) && bpf_ntohl(addr[3]) <= 1;
+}
+
+/* fe80:: with the modified EUI-64 of a MAC (RFC 4291, appendix A). */
+static __always_inline int ipv6_is_link_local_of(const __be32 *addr, const __u8 *mac)
+{
+	return addr[0] == bpf_htonl(0xfe800000) && !addr[1] &&
+	       addr[2] == bpf_htonl(((__u32)(mac[0] ^ 2) << 24) | ((__u32)mac[1] << 16) | ((__u32)mac[2] << 8) | 0xff) &&
+	       addr[3] == bpf_htonl(0xfe000000 | ((__u32)mac[3] << 16) | ((__u32)mac[4] << 8) | mac[5]);
+}
+
+/* fe80::1, the gateway of every container. */
+static __always_inline int ipv6_is_gateway(const __be32 *addr)
+{
+	return addr[0] == bpf_htonl(0xfe800000) && !addr[1] && !addr[2] && addr[3] == bpf_htonl(1);
+}
+
+static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
+{
+	__u32 off = ETH_HLEN + sizeof(struct ipv6hdr), end;
+	struct ipv6hdr ip;
+	__u8 next, ext[2];
+	int i;
+
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)) < 0)
+		return -DROP_INVALID_PACKET;
+	end = off + bpf_ntohs(ip.payload_len);
+	if (!ip.payload_len && ctx->gso_segs > 1)
+		end = ctx->len; /* longer than 64 KiB: the length is in the skb */
+	p->family = 6;
+	__builtin_memcpy(p->saddr, ip.saddr, sizeof(p->saddr));
+	__builtin_memcpy(p->daddr, ip.daddr, sizeof(p->daddr));
+	p->hops = ip.hop_limit;
+	next = ip.nexthdr;
+	if ((ip.vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) || end > ctx->len)
+		return -DROP_INVALID_PACKET;
+	for (i = 0; i <= IPV6_EXTENSIONS; i++) {
+		p->proto = next;
+		if (next == IPPROTO_FRAGMENT)
+			return -DROP_FRAGMENT;
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_AH) {
+			p->l4_off = off;
+			return parse_l4(ctx, p, end);
+		}
+		/* Hop-by-hop options stand first or nowhere. */
+		if (next == IPPROTO_HOPOPTS && i)
+			return -DROP_INVALID_EXTENSION_HEADER;
+		if (off + 8 > end || bpf_skb_load_bytes(ctx, off, ext, sizeof(ext)) < 0)
+			return -DROP_INVALID_EXTENSION_HEADER;
+		off += next == IPPROTO_AH ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
+		if (off > end)
+			return -DROP_INVALID_EXTENSION_HEADER;
+		next = ext[0];
+	}
+	return -DROP_INVALID_EXTENSION_HEADER;
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the pipeline knows of a packet: filled by parse, completed by each stage, read by finish(). */
+#pragma once
+#include <bpf.h>
+#include "abi.h"
+
+enum {
+	ETH_HLEN = 14,
+	ETH_P_IP = 0x0800,
+	ETH_P_ARP = 0x0806,
+	ETH_P_IPV6 = 0x86dd,
+};
+
+enum {
+	IPPROTO_HOPOPTS = 0,
+	IPPROTO_ICMP = 1,
+	IPPROTO_IGMP = 2,
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+	IPPROTO_ROUTING = 43,
+	IPPROTO_FRAGMENT = 44,
+	IPPROTO_AH = 51,
+	IPPROTO_ICMPV6 = 58,
+	IPPROTO_NONE = 59,
+	IPPROTO_DSTOPTS = 60,
+	IPPROTO_SCTP = 132,
+};
+
+enum {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+/* Verdicts that are no TC action: the entry point acts on them. */
+enum {
+	ACT_MISS = 0x100,    /* the fast path leaves it to the slow one */
+	ACT_RECEIVE = 0x101, /* tail call receive[cb[0]] */
+};
+
+enum {
+	CB_SLOT = 0, /* slot of the receiver */
+};
+
+/* packet.kind */
+enum {
+	PKT_FLOW = 0,  /* belongs to a flow */
+	PKT_ERROR = 1, /* ICMP error: the quoted packet names the flow */
+	PKT_ND = 2,    /* neighbour discovery or multicast listener message */
+};
+
+struct packet {
+	__be32 saddr[4]; /* IPv4 in [0] */
+	__be32 daddr[4];
+	__be16 sport; /* ICMP echo: identifier in both */
+	__be16 dport;
+	__u16 l4_off; /* from the Ethernet header */
+	__u16 match;  /* what policy compares: destination port or ICMP type, host order */
+	__u16 src_slot;
+	__u16 dst_slot;
+	__u32 src_id;
+	__u32 dst_id;
+	__u32 rule;
+	__u8 family; /* 4 or 6 */
+	__u8 proto;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 hops; /* TTL or hop limit */
+	__u8 kind; /* PKT_* */
+	__u8 state; /* FLOW_STATE_* */
+	__u8 dir; /* side whose decision counts: DIR_* */
+	__u8 point; /* trace point */
+	__u8 flags; /* EVENT_* flags found on the way */
+	__u8 side; /* 0: the sender is side A of its flow */
+};
+
+struct ethhdr {
+	__u8 dst[6];
+	__u8 src[6];
+	__be16 proto;
+} __attribute__((packed));
+
+struct iphdr {
+	__u8 vihl;
+	__u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct ipv6hdr {
+	__be32 vtcfl;
+	__be16 payload_len;
+	__u8 nexthdr;
+	__u8 hop_limit;
+	__be32 saddr[4];
+	__be32 daddr[4];
+};
+
+struct tcphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack_seq;
+	__u8 doff; /* high nibble: header length in words */
+	__u8 flags;
+	__be16 window;
+	__sum16 check;
+	__be16 urg_ptr;
+};
+
+struct icmphdr {
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	__be16 id;
+	__be16 seq;
+};
+_Static_assert(sizeof(struct ethhdr) == 14 && sizeof(struct iphdr) == 20, "header layout");
+_Static_assert(sizeof(struct ipv6hdr) == 40 && sizeof(struct tcphdr) == 20, "header layout");
+
+static __always_inline int addr_equal(const __be32 *a, const __be32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}

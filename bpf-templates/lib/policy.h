@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* One decision: may this identity talk to that port under this policy? */
+#pragma once
+#include "maps.h"
+#include "packet.h"
+
+/* What policy_verdict returns: below 0 a drop reason with no rule behind it, else flags << 16 | rule record index. */
+enum {
+	VERDICT_FLAGS = 16,
+};
+
+static __always_inline void rule_count_add(__u32 idx, __u32 bytes)
+{
+	struct counter *c = bpf_map_lookup_elem(&rule_count, &idx);
+
+	if (c) {
+		c->packets++;
+		c->bytes += bytes;
+	}
+}
+
+enum {
+	BLOCK_NONE = -1, /* no rule of the block matches and none follows */
+	BLOCK_MORE = -2, /* the next block of the chain goes on */
+};
+
+/* First match in a block: flags << 16 | record index, or BLOCK_*. */
+__noinline int policy_block_match(struct policy_block *block, __u32 match, __u32 proto)
+{
+	int i;
+
+	if (!block)
+		return BLOCK_NONE;
+	for (i = 0; i < POLICY_BLOCK_RULES; i++) {
+		struct policy_rule *r = &block->rules[i];
+
+		if (!(r->flags & RULE_USED))
+			return BLOCK_NONE;
+		if ((!r->proto || r->proto == proto) && match >= r->lo && match <= r->hi)
+			return (int)((__u32)r->flags << VERDICT_FLAGS | r->idx);
+	}
+	return block->rules[POLICY_BLOCK_RULES - 1].flags & RULE_MORE ? BLOCK_MORE : BLOCK_NONE;
+}
+
+/*
+ * `id` policy id, `dir` DIR_*, `l4` match << 8 | protocol. Blocks hold the
+ * any-identity rules too, so a block of this identity decides alone.
+ */
+__noinline int policy_verdict(__u32 id, __u32 dir, __u32 identity, __u32 l4)
+{
+	struct policy_key key = { .policy = id << 5 | dir << 4, .identity = identity };
+	struct policy_block *block;
+	int chain, v;
+
+	if (id == POLICY_OPEN)
+		return 0;
+	if (id == POLICY_NONE)
+		return -DROP_POLICY_DENIED;
+	block = bpf_map_lookup_elem(&policy, &key);
+	if (!block) {
+		key.identity = 0;
+		block = bpf_map_lookup_elem(&policy, &key);
+	}
+	for (chain = 0; chain < POLICY_CHAIN; chain++) {
+		if (!block)
+			break;
+		v = policy_block_match(block, l4 >> 8 & 0xffff, l4 & 0xff);
+		if (v >= 0)
+			return v;
+		if (v != BLOCK_MORE)
+			break;
+		key.policy++;
+		block = bpf_map_lookup_elem(&policy, &key);
+	}
+	return -DROP_POLICY_DENIED;
+}

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Every packet that the fast path leaves: new flows, flows whose verdict may
+ * have changed, TCP's SYN, FIN and RST, ICMP errors, and what is to be dropped.
+ */
+#pragma once
+#include "ct.h"
+#include "deliver.h"
+#include "finish.h"
+#include "ipcache.h"
+#include "policy.h"
+
+/* One direction's verdict, reported where asked. `row`: whose policy. Returns 0 or -DROP_*. */
+static __always_inline int judge_one(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, __u32 id, __u32 dir,
+				     __u32 peer, __u32 l4)
+{
+	__u32 audit = dir == DIR_EGRESS ? EP_AUDIT_OUT : EP_AUDIT_IN;
+	int v = policy_verdict(id, dir, peer, l4), ret = 0;
+
+	p->rule = 0;
+	if (v < 0) {
+		ret = v;
+	} else {
+		p->rule = (__u32)v & 0xffff;
+		if (v >> VERDICT_FLAGS & RULE_DENY)
+			ret = -DROP_POLICY_DENY;
+		else if (v >> VERDICT_FLAGS & (RULE_L7 | RULE_AUTH))
+			ret = -DROP_POLICY_L7; /* never let through what a proxy should have seen */
+		rule_count_add(p->rule, ctx->len);
+	}
+	p->dir = (__u8)dir;
+	if (CONFIG_EVENTS && row->flags & (EP_VERDICT | audit) && (row->flags & EP_VERDICT || ret < 0)) {
+		p->flags = (ret < 0 ? 0 : EVENT_ALLOW) | (ret < 0 && row->flags & audit ? EVENT_AUDIT : 0);
+		event_send(ctx, p, EVENT_VERDICT << 8 | ((__u32)-ret & 0xff));
+		p->flags = 0;
+	}
+	return row->flags & audit ? 0 : ret;
+}
+
+/*
+ * Both policies: the opener's egress, the other side's ingress. `reverse`: the
+ * packet is an answer, its receiver opened the flow. Returns 0 or -DROP_*.
+ */
+__noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
+{
+	__u32 from_id, to_id, match, l4;
+	struct endpoint *from, *to;
+	int ret;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	from = endpoint_row(reverse ? p->dst_slot : p->src_slot);
+	to = endpoint_row(reverse ? p->src_slot : p->dst_slot);
+	from_id = reverse ? p->dst_id : p->src_id;
+	to_id = reverse ? p->src_id : p->dst_id;
+	match = p->match;
+	if (!from || !to)
+		return -DROP_NO_ENDPOINT;
+	if (reverse) {
+		if (p->proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHO_REPLY)
+			match = ICMP_ECHO;
+		else if (p->proto == IPPROTO_ICMPV6 && p->icmp_type == ICMP6_ECHO_REPLY)
+			match = ICMP6_ECHO;
+		else if (p->proto != IPPROTO_ICMP && p->proto != IPPROTO_ICMPV6)
+			match = bpf_ntohs(p->sport);
+	}
+	l4 = match << 8 | p->proto;
+	ret = judge_one(ctx, p, from, READ_ONCE(from->policy_out), DIR_EGRESS, to_id, l4);
+	if (ret < 0)
+		return ret;
+	return judge_one(ctx, p, to, READ_ONCE(to->policy_in), DIR_INGRESS, from_id, l4);
+}
+
+/* Who receives: p->dst_slot and p->dst_id. Unknown addresses are the world. */
+__noinline int resolve(struct packet *p)
+{
+	struct ipcache_entry *e;
+
+	if (!p)
+		return 0;
+	e = ipcache_find(p->daddr, p->family);
+	p->dst_slot = e ? e->slot : SLOT_WORLD;
+	p->dst_id = e ? e->identity : ID_WORLD;
+	return 0;
+}
+
+static __always_inline void flow_mark_tcp(struct flow *h, struct packet *p)
+{
+	if (p->proto != IPPROTO_TCP)
+		return;
+	if (p->tcp_flags & TCP_RST)
+		h->flags |= FLOW_RST;
+	if (p->tcp_flags & TCP_FIN)
+		h->flags |= p->side ? FLOW_FIN_B : FLOW_FIN_A;
+}
+
+/*
+ * The flow stage, then policy. Invariants: epochs are read before the policies
+ * that they vouch for; only a SYN, or a packet that policy admits, creates an
+ * entry; a revoked flow keeps its entry, so that neither direction passes.
+ */
+__noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
+{
+	struct endpoint *src, *dst;
+	int syn, ret, reply, same = 0;
+	struct flow *h;
+	__u32 epoch;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	resolve(p);
+	src = endpoint_row(p->src_slot);
+	dst = endpoint_row(p->dst_slot);
+	if (!src || !dst || !(dst->flags & EP_VALID) || p->dst_slot == p->src_slot)
+		return -DROP_NO_ENDPOINT;
+	epoch = READ_ONCE(src->epoch) + READ_ONCE(dst->epoch);
+	barrier();
+	/* An identity is read after the epoch that vouches for it. */
+	if (slot_is_container(p->dst_slot))
+		p->dst_id = READ_ONCE(dst->identity);
+	if (slot_is_container(p->src_slot))
+		p->src_id = READ_ONCE(src->identity);
+
+	syn = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+	h = flow_find(p);
+	if (h && flow_from(h, p->side) == p->src_slot && flow_to(h, p->side) == p->dst_slot && !flow_is_expired(h, p->proto))
+		same = 1;
+
+	if (same && h && !syn) {
+		reply = !!(h->flags & FLOW_OPENER_B) != p->side;
+		p->state = reply ? FLOW_STATE_REPLY : FLOW_STATE_ESTABLISHED;
+		if (h->epoch != epoch) {
+			ret = judge(ctx, p, reply);
+			if (ret < 0) {
+				h->flags |= FLOW_DENY;
+				WRITE_ONCE(h->epoch, epoch);
+				p->state = FLOW_STATE_REVOKED;
+				return -DROP_REVOKED;
+			}
+			h->flags &= ~FLOW_DENY;
+			WRITE_ONCE(h->epoch, epoch);
+		} else if (h->flags & FLOW_DENY) {
+			p->state = FLOW_STATE_REVOKED;
+			return -DROP_REVOKED;
+		}
+		if (reply && !(h->flags & FLOW_REPLY))
+			h->flags |= FLOW_REPLY;
+		flow_mark_tcp(h, p);
+		flow_account(h, p->side, ctx->len);
+		return 0;
+	}
+
+	ret = judge(ctx, p, 0);
+	if (ret < 0) {
+		/* The opener's own SYN is refused: the flow is. A stranger's SYN does not touch a live flow. */
+		if (syn && same && h) {
+			if (!!(h->flags & FLOW_OPENER_B) == p->side) {
+				h->flags |= FLOW_DENY;
+				WRITE_ONCE(h->epoch, epoch);
+			}
+		} else if (syn) {
+			flow_create(p, epoch, FLOW_DENY, ctx->len);
+		}
+		return ret;
+	}
+	p->state = FLOW_STATE_NEW;
+	if (syn && same && h && !(h->flags & FLOW_DENY) && !flow_is_closing(h)) {
+		/* A repeated SYN, or both sides open at once: the flow lives on, judged as its opener. */
+		if (!!(h->flags & FLOW_OPENER_B) == p->side)
+			WRITE_ONCE(h->epoch, epoch);
+		flow_account(h, p->side, ctx->len);
+		return 0;
+	}
+	if (same)
+		p->state = FLOW_STATE_REOPENED;
+	ret = flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
+	if (ret < 0)
+		return ret;
+	if (p->proto == IPPROTO_TCP && p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		h = flow_find(p);
+		if (h)
+			flow_mark_tcp(h, p);
+	}
+	return 0;
+}
+
+/* The quoted packet of an ICMP error: the tuple as its sender wrote it. */
+__noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packet *q)
+{
+	__be16 l4[4];
+	__u8 ext[2];
+	__u32 off;
+	int i;
+
+	if (!p || !q)
+		return -DROP_INVALID_PACKET;
+	off = p->l4_off + sizeof(struct icmphdr);
+	if (p->family == 4) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(ctx, off, &ip, sizeof(ip)) < 0 || ip.vihl >> 4 != 4 || (ip.vihl & 0xf) < 5)
+			return -DROP_TRUNCATED_L4;
+		/* Only a first fragment carries ports. */
+		if (ip.frag_off & bpf_htons(0x1fff))
+			return -DROP_FRAGMENT;
+		q->saddr[0] = ip.saddr;
+		q->daddr[0] = ip.daddr;
+		q->proto = ip.protocol;
+		off += (ip.vihl & 0xf) * 4;
+	} else {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(ctx, off, &ip, sizeof(ip)) < 0 ||
+		    (ip.vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
+			return -DROP_TRUNCATED_L4;
+		__builtin_memcpy(q->saddr, ip.saddr, 16);
+		__builtin_memcpy(q->daddr, ip.daddr, 16);
+		q->proto = ip.nexthdr;
+		off += sizeof(ip);
+		for (i = 0; i < 2; i++) {
+			if (q->proto != IPPROTO_HOPOPTS && q->proto != IPPROTO_ROUTING && q->proto != IPPROTO_DSTOPTS)
+				break;
+			if (bpf_skb_load_bytes(ctx, off, ext, sizeof(ext)) < 0)
+				return -DROP_TRUNCATED_L4;
+			q->proto = ext[0];
+			off += (ext[1] + 1) * 8;
+		}
+	}
+	q->family = p->family;
+	if (q->proto == IPPROTO_TCP || q->proto == IPPROTO_UDP || q->proto == IPPROTO_SCTP) {
+		if (bpf_skb_load_bytes(ctx, off, l4, 8) < 0)
+			return -DROP_TRUNCATED_L4;
+		q->sport = l4[0];
+		q->dport = l4[1];
+	} else if (q->proto == p->proto) {
+		if (bpf_skb_load_bytes(ctx, off, l4, 8) < 0)
+			return -DROP_TRUNCATED_L4;
+		q->icmp_type = (__u8)l4[0];
+		if (icmp_is_error(q->proto, q->icmp_type))
+			return -DROP_INVALID_PACKET; /* an error about an error */
+		if (icmp_is_echo(q->proto, q->icmp_type)) {
+			q->sport = l4[2];
+			q->dport = l4[2];
+		}
+		q->match = q->icmp_type;
+	}
+	if (q->proto != IPPROTO_ICMP && q->proto != IPPROTO_ICMPV6)
+		q->match = bpf_ntohs(q->dport);
+	return 0;
+}
+
+/*
+ * An ICMP error passes if the packet it quotes belongs to a flow that policy
+ * admits now, if it goes to the side that sent that packet, and if a container
+ * speaks only of packets that were sent to itself.
+ */
+__noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
+{
+	struct endpoint *src, *dst;
+	struct packet q = {};
+	struct flow *h;
+	int ret, reply;
+	__u32 epoch;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->state = FLOW_STATE_RELATED;
+	p->dir = slot_is_container(p->src_slot) ? DIR_EGRESS : DIR_INGRESS;
+	ret = parse_quote(ctx, p, &q);
+	if (ret < 0)
+		return ret;
+	resolve(p);
+	h = flow_find(&q);
+	if (!h || !addr_equal(q.saddr, p->daddr))
+		return -DROP_NO_FLOW;
+	if (flow_from(h, q.side) != p->dst_slot ||
+	    (slot_is_container(p->src_slot) && flow_to(h, q.side) != p->src_slot))
+		return -DROP_NO_FLOW;
+	q.src_slot = flow_from(h, q.side);
+	q.dst_slot = flow_to(h, q.side);
+	src = endpoint_row(q.src_slot);
+	dst = endpoint_row(q.dst_slot);
+	if (!src || !dst || !(src->flags & EP_VALID))
+		return -DROP_NO_ENDPOINT;
+	epoch = READ_ONCE(src->epoch) + READ_ONCE(dst->epoch);
+	barrier();
+	q.src_id = READ_ONCE(src->identity);
+	q.dst_id = READ_ONCE(dst->identity);
+	reply = !!(h->flags & FLOW_OPENER_B) != q.side;
+	if (h->epoch != epoch) {
+		/* Judged, but left to the flow's own packets to record. */
+		ret = judge(ctx, &q, reply);
+		p->rule = q.rule;
+		if (ret < 0)
+			return ret;
+	} else if (h->flags & FLOW_DENY) {
+		return -DROP_REVOKED;
+	}
+	return 0;
+}
+
+static __always_inline int to_multicast(struct packet *p)
+{
+	return p->family == 4 ? ipv4_is_multicast(p->daddr[0]) : ipv6_is_multicast(p->daddr);
+}
+
+__noinline int parse_l3(struct __sk_buff *ctx, struct packet *p)
+{
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	if (ctx->vlan_present)
+		return -DROP_UNSUPPORTED_L3;
+	if (CONFIG_IPV4 && ctx->protocol == bpf_htons(ETH_P_IP))
+		return parse_ipv4(ctx, p);
+	if (ctx->protocol == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(ctx, p);
+	return -DROP_UNSUPPORTED_L3;
+}
+
+/* Judge, then send on its way. `hop`: the packet is routed by us. */
+static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, int hop)
+{
+	struct endpoint *dst;
+	int ret;
+
+	ret = p->kind == PKT_ERROR ? related_decide(ctx, p) : flow_decide(ctx, p);
+	if (ret < 0)
+		return ret;
+	dst = endpoint_row(p->dst_slot);
+	if (!dst || !(dst->flags & EP_VALID))
+		return -DROP_NO_ENDPOINT;
+	p->point = dst->flags & EP_STACK ? (p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK) : TRACE_TO_ENDPOINT;
+	ret = headers_pull(ctx);
+	return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, hop);
+}
