@@ -4,3 +4,10 @@
 //! This crate is pure: no tokio, no I/O, no clock, no logging.
 
 pub mod abi;
+pub mod delta;
+pub mod endpoint;
+pub mod identity;
+pub mod ipcache;
+pub mod label;
+pub mod policy;
+pub mod selector;

@@ -27,7 +27,7 @@ c_consts! {
         /// Rules in a block.
         POLICY_BLOCK_RULES = 8;
         /// Blocks that one {policy, direction, identity} may chain.
-        POLICY_CHAIN = 8;
+        POLICY_CHAIN = 16;
         /// Rule records; index 0 is "no rule".
         RULE_RECORDS = 65536;
         /// Bytes of a packet that an event carries.

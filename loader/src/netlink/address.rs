@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Addresses of devices.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+
+use super::{Netlink, unless, what};
+use crate::error::Result;
+
+/// Interface index, address, prefix length.
+pub type Address = (u32, IpAddr, u8);
+
+pub(super) fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+pub(super) fn parse(message: &AddressMessage) -> Option<Address> {
+    // For IPv4 `Address` is the other end of a point-to-point link where that differs; `Local` is ours.
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let address = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    Some((message.header.index, local.or(address)?, message.header.prefix_len))
+}
+
+fn message(index: u32, ip: IpAddr, plen: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(ip);
+    message.header.prefix_len = plen;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+    message
+}
+
+impl Netlink {
+    /// All addresses of all devices.
+    pub async fn addresses(&self) -> Result<Vec<Address>> {
+        let all = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), &what("list", "addresses")).await?;
+        Ok(all
+            .iter()
+            .filter_map(|a| match a {
+                RouteNetlinkMessage::NewAddress(m) => parse(m),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Gives a device an address; Ok(false) if it has it. `nodad`: an IPv6 address can be used at once, without a search for
+    /// duplicates.
+    pub async fn add_address(&self, index: u32, ip: IpAddr, plen: u8, nodad: bool) -> Result<bool> {
+        let mut m = message(index, ip, plen);
+        if nodad && ip.is_ipv6() {
+            m.header.flags |= AddressHeaderFlags::Nodad;
+            m.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let object = format!("{ip}/{plen} of interface {index}");
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        unless(self.execute(RouteNetlinkMessage::NewAddress(m), flags, &what("add address", &object)).await, &[libc::EEXIST])
+    }
+
+    /// Takes an address from a device; Ok(false) if it, or the device, is not there.
+    pub async fn delete_address(&self, index: u32, ip: IpAddr, plen: u8) -> Result<bool> {
+        let object = format!("{ip}/{plen} of interface {index}");
+        let result = self.execute(RouteNetlinkMessage::DelAddress(message(index, ip, plen)), 0, &what("delete address", &object)).await;
+        unless(result, &[libc::EADDRNOTAVAIL, libc::ENODEV])
+    }
+}

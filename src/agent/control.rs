@@ -1,0 +1,631 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control loop: the one task that writes desired state.
+
+use crate::ipam::{Ipam, IpamError, Wish};
+use crate::reconcile::{Status, Statuses};
+use crate::state::*;
+use crate::table::{Reader, Revision, Writer, table};
+use pilus_api::types::LogEntry;
+use pilus_model::abi::{POLICY_FIRST, POLICY_OPEN, Reserved, SLOT_HOST};
+use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
+use pilus_model::identity::{IdentityAllocator, NumericIdentity, reserved_identities};
+use pilus_model::label::{Label, Labels, Source};
+use pilus_model::policy::{Direction, DirectionPolicy, EnforcementMode, Repository, Rule, SelectorCache, resolve};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Why a request was refused. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("no endpoint {0}")]
+    NotFound(EndpointRef),
+    #[error("endpoint name {name} is taken by endpoint {by} in {netns}; delete that one first or choose another name", netns = netns.display())]
+    NameTaken { name: String, by: EndpointId, netns: PathBuf },
+    #[error("network namespace {netns} already has interface {ifname} of endpoint {by}", netns = netns.display())]
+    InterfaceTaken { netns: PathBuf, ifname: String, by: EndpointId },
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    #[error("identities: {0}")]
+    Identity(String),
+    #[error("labels: {0}")]
+    Labels(String),
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// A new endpoint, everything parsed.
+#[derive(Clone, Debug)]
+pub struct AddEndpoint {
+    pub name: String,
+    pub container_id: Option<String>,
+    pub netns: PathBuf,
+    pub ifname: String,
+    pub labels: Labels,
+    pub ipv6: Option<Ipv6Addr>,
+    pub ipv4: Wish<Ipv4Addr>,
+    pub own: Option<bool>,
+}
+
+/// What an accepted request gives: the endpoint and the table revision that holds the change.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    pub record: Arc<EndpointRecord>,
+    pub revision: Revision,
+    /// The endpoint was there before, as asked.
+    pub existed: bool,
+}
+
+pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// Everything that changes desired state.
+pub enum Event {
+    Add(AddEndpoint, Reply<Accepted>),
+    Delete(EndpointRef, Reply<Option<EndpointId>>),
+    Labels { endpoint: EndpointRef, add: Labels, delete: Vec<String>, reply: Reply<Accepted> },
+    Options { endpoint: EndpointRef, options: Box<dyn FnOnce(&mut EndpointRecord) + Send>, reply: Reply<Accepted> },
+    Regenerate(Option<EndpointRef>, Reply<Revision>),
+    Import(Vec<Rule>, Reply<RuleSet>),
+    /// `None`: all rules.
+    DeletePolicy(Option<Labels>, Reply<(usize, RuleSet)>),
+    Enforcement(EnforcementMode, Reply<u64>),
+    /// A template tree that was checked is the one to run from now on.
+    Tree(Arc<str>, Reply<Revision>),
+    HostAddresses(Vec<IpAddr>),
+    ReserveAddress(Option<Ipv6Addr>, Wish<Ipv4Addr>, Reply<(Option<Ipv6Addr>, Option<Ipv4Addr>)>),
+    ReleaseAddress(IpAddr, Reply<()>),
+}
+
+/// What the loop starts from.
+pub struct Initial {
+    pub records: Vec<EndpointRecord>,
+    pub rules: RuleSet,
+    /// First policy id that no row or block of the kernel uses.
+    pub first_policy: u32,
+    pub tree: Arc<str>,
+    pub ipam: Ipam,
+    pub mode: EnforcementMode,
+    pub host_always: bool,
+    pub own: bool,
+    pub mtu: u16,
+    /// Node prefixes: what no endpoint has of them belongs to nobody.
+    pub ranges: Vec<IpcachePrefix>,
+}
+
+/// Readers of everything that the loop writes.
+#[derive(Clone)]
+pub struct Readers {
+    pub endpoints: Reader<EndpointId, EndpointSpec>,
+    pub policies: Reader<u32, PolicySpec>,
+    pub ipcache: Reader<IpcachePrefix, IpcacheSpec>,
+    pub identities: Reader<NumericIdentity, Arc<Labels>>,
+    pub rules: Reader<(), RuleSet>,
+    pub status: Reader<EndpointId, EndpointStatus>,
+}
+
+const LOG_ENTRIES: usize = 32;
+
+pub struct World {
+    repository: Repository,
+    cache: SelectorCache,
+    identities: IdentityAllocator,
+    ipam: Ipam,
+    mode: EnforcementMode,
+    host_always: bool,
+    own: bool,
+    mtu: u16,
+    tree: Arc<str>,
+    next_policy: u32,
+    policy_ids: HashMap<(Direction, Arc<DirectionPolicy>), u32>,
+    reserved: BTreeSet<IpAddr>,
+    host: BTreeSet<IpAddr>,
+    wanted: BTreeMap<EndpointId, Revision>,
+    dirty: bool,
+    endpoints: Writer<EndpointId, EndpointSpec>,
+    policies: Writer<u32, PolicySpec>,
+    ipcache: Writer<IpcachePrefix, IpcacheSpec>,
+    identity_table: Writer<NumericIdentity, Arc<Labels>>,
+    rules: Writer<(), RuleSet>,
+    status: Writer<EndpointId, EndpointStatus>,
+}
+
+impl World {
+    /// Restores what was: after this the tables are complete, so reconcilers may prune.
+    pub fn new(initial: Initial) -> (Self, Readers) {
+        let (endpoints, r_endpoints) = table();
+        let (policies, r_policies) = table();
+        let (ipcache, r_ipcache) = table();
+        let (identity_table, r_identities) = table();
+        let (rules, r_rules) = table();
+        let (status, r_status) = table();
+        let readers = Readers {
+            endpoints: r_endpoints,
+            policies: r_policies,
+            ipcache: r_ipcache,
+            identities: r_identities,
+            rules: r_rules,
+            status: r_status,
+        };
+        let rule_list = initial.rules.rules.iter().map(|r| (**r).clone()).collect();
+        let mut world = Self {
+            repository: Repository::restore(rule_list, pilus_model::policy::Revision(initial.rules.revision)),
+            cache: SelectorCache::new(),
+            identities: IdentityAllocator::new(),
+            ipam: initial.ipam,
+            mode: initial.mode,
+            host_always: initial.host_always,
+            own: initial.own,
+            mtu: initial.mtu,
+            tree: initial.tree,
+            next_policy: initial.first_policy.max(POLICY_FIRST),
+            policy_ids: HashMap::new(),
+            reserved: BTreeSet::new(),
+            host: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+            dirty: true,
+            endpoints,
+            policies,
+            ipcache,
+            identity_table,
+            rules,
+            status,
+        };
+        for identity in reserved_identities() {
+            world.cache.insert(identity.id, &identity.labels);
+            world.identity_table.upsert(identity.id, identity.labels);
+        }
+        for range in initial.ranges {
+            world.ipcache.upsert(range, IpcacheSpec { identity: Reserved::Unknown.into(), slot: 0 });
+        }
+        world.rules.upsert((), initial.rules);
+        for record in initial.records {
+            world.restore(record);
+        }
+        world.settle();
+        world.endpoints.set_initialised();
+        world.policies.set_initialised();
+        world.ipcache.set_initialised();
+        world.identity_table.set_initialised();
+        world.rules.set_initialised();
+        (world, readers)
+    }
+
+    fn restore(&mut self, mut record: EndpointRecord) {
+        if let Err(e) = self.identities.restore(record.identity, &record.labels) {
+            tracing::warn!(endpoint = %record.id, error = %e, "identity changed over the restart");
+            match self.identities.allocate(&record.labels) {
+                Ok((id, _)) => record.identity = id,
+                Err(e) => tracing::error!(endpoint = %record.id, error = %e, "no identity"),
+            }
+        }
+        self.ipam.restore(record.id.0, record.ipv6, record.ipv4);
+        let id = record.id;
+        self.learn_identity(record.identity, &record.labels);
+        self.status.upsert(
+            id,
+            EndpointStatus {
+                state: EndpointState::Restoring,
+                problem: None,
+                ingress: PolicyMode::Open,
+                egress: PolicyMode::Open,
+                log: Arc::default(),
+            },
+        );
+        self.put(Arc::new(record), 0);
+    }
+
+    /// Runs until every sender is gone. `statuses` tell how far the endpoints are.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut statuses: Statuses<EndpointId>) {
+        loop {
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { return };
+                    let mut after = self.apply(event);
+                    // What is queued already is resolved together.
+                    while let Ok(event) = events.try_recv() {
+                        after.extend(self.apply(event));
+                    }
+                    self.settle();
+                    after.into_iter().for_each(|answer| answer(&self));
+                }
+                changed = statuses.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = Arc::clone(&statuses.borrow_and_update());
+                    self.learn(&now);
+                }
+            }
+        }
+    }
+
+    /// Applies one event. What it returns is called after the tables are settled, to answer.
+    fn apply(&mut self, event: Event) -> Vec<Box<dyn FnOnce(&World) + Send>> {
+        let mut after: Vec<Box<dyn FnOnce(&World) + Send>> = Vec::new();
+        match event {
+            Event::Add(add, reply) => match self.add(add) {
+                Ok((record, existed)) => after.push(Box::new(move |w| w.accept(record.id, existed, reply))),
+                Err(e) => drop(reply.send(Err(e))),
+            },
+            Event::Delete(endpoint, reply) => {
+                let id = self.find(&endpoint).map(|r| r.id);
+                if let Some(id) = id {
+                    self.delete(id);
+                }
+                after.push(Box::new(move |_| drop(reply.send(Ok(id)))));
+            }
+            Event::Labels { endpoint, add, delete, reply } => match self.relabel(&endpoint, &add, &delete) {
+                Ok(id) => after.push(Box::new(move |w| w.accept(id, true, reply))),
+                Err(e) => drop(reply.send(Err(e))),
+            },
+            Event::Options { endpoint, options, reply } => match self.find(&endpoint) {
+                Some(record) => {
+                    let mut new = (*record).clone();
+                    options(&mut new);
+                    let id = new.id;
+                    self.put(Arc::new(new), 0);
+                    self.dirty = true;
+                    after.push(Box::new(move |w| w.accept(id, true, reply)));
+                }
+                None => drop(reply.send(Err(ControlError::NotFound(endpoint)))),
+            },
+            Event::Regenerate(endpoint, reply) => {
+                let all = self.endpoints.rows();
+                let ids: Vec<EndpointId> = match &endpoint {
+                    Some(e) => self.find(e).map(|r| r.id).into_iter().collect(),
+                    None => all.keys().copied().collect(),
+                };
+                if ids.is_empty() && let Some(endpoint) = endpoint {
+                    drop(reply.send(Err(ControlError::NotFound(endpoint))));
+                } else {
+                    for id in ids {
+                        let next = all[&id].regeneration + 1;
+                        self.put(Arc::clone(&all[&id].record), next);
+                    }
+                    after.push(Box::new(move |w| drop(reply.send(Ok(w.endpoints.reader().snapshot().revision)))));
+                }
+            }
+            Event::Import(rules, reply) => {
+                self.repository.import(rules);
+                self.publish_rules();
+                after.push(Box::new(move |w| drop(reply.send(Ok(w.rules.rows()[&()].clone())))));
+            }
+            Event::DeletePolicy(labels, reply) => {
+                let (count, _) = match labels {
+                    Some(labels) => self.repository.delete_by_labels(&labels),
+                    None => self.repository.delete_all(),
+                };
+                self.publish_rules();
+                after.push(Box::new(move |w| drop(reply.send(Ok((count, w.rules.rows()[&()].clone()))))));
+            }
+            Event::Enforcement(mode, reply) => {
+                self.mode = mode;
+                self.dirty = true;
+                let revision = self.repository.revision().0;
+                after.push(Box::new(move |_| drop(reply.send(Ok(revision)))));
+            }
+            Event::Tree(tree, reply) => {
+                self.tree = tree;
+                let rows: Vec<_> = self.endpoints.rows().values().map(|s| (Arc::clone(&s.record), s.regeneration)).collect();
+                for (record, regeneration) in rows {
+                    self.put(record, regeneration);
+                }
+                after.push(Box::new(move |w| drop(reply.send(Ok(w.endpoints.reader().snapshot().revision)))));
+            }
+            Event::HostAddresses(addresses) => self.host_addresses(addresses.into_iter().collect()),
+            Event::ReserveAddress(v6, v4, reply) => drop(reply.send(self.reserve(v6, v4))),
+            Event::ReleaseAddress(ip, reply) => {
+                if self.reserved.remove(&ip) {
+                    match ip {
+                        IpAddr::V4(ip) => self.ipam.release(None, None, Some(ip)),
+                        IpAddr::V6(ip) => self.ipam.release(None, Some(ip), None),
+                    }
+                }
+                drop(reply.send(Ok(())));
+            }
+        }
+        after
+    }
+
+    fn accept(&self, id: EndpointId, existed: bool, reply: Reply<Accepted>) {
+        let rows = self.endpoints.rows();
+        let answer = match rows.get(&id) {
+            Some(spec) => {
+                let revision = self.wanted.get(&id).copied().unwrap_or_default();
+                Ok(Accepted { record: Arc::clone(&spec.record), revision, existed })
+            }
+            None => Err(ControlError::NotFound(EndpointRef::Id(id))),
+        };
+        drop(reply.send(answer));
+    }
+
+    pub fn find(&self, endpoint: &EndpointRef) -> Option<Arc<EndpointRecord>> {
+        find_endpoint(&self.endpoints.rows(), endpoint).map(|s| Arc::clone(&s.record))
+    }
+
+    fn add(&mut self, add: AddEndpoint) -> Result<(Arc<EndpointRecord>, bool), ControlError> {
+        for spec in self.endpoints.rows().values() {
+            let r = &spec.record;
+            if r.name == add.name {
+                // The same request again, after an answer that got lost.
+                if r.netns == add.netns && r.ifname == add.ifname && r.labels == add.labels {
+                    return Ok((Arc::clone(r), true));
+                }
+                return Err(ControlError::NameTaken { name: add.name, by: r.id, netns: r.netns.clone() });
+            }
+            if r.netns == add.netns && r.ifname == add.ifname {
+                return Err(ControlError::InterfaceTaken { netns: add.netns, ifname: add.ifname, by: r.id });
+            }
+        }
+        let ipv6 = self.take_reserved_v6(add.ipv6)?;
+        let undo6 = |ipam: &mut Ipam| ipam.release(None, Some(ipv6), None);
+        let ipv4 = self.take_reserved_v4(add.ipv4).inspect_err(|_| undo6(&mut self.ipam))?;
+        let slot = self.ipam.take_slot().inspect_err(|_| self.ipam.release(None, Some(ipv6), ipv4))?;
+        let identity = match self.identities.allocate(&add.labels) {
+            Ok((identity, _)) => identity,
+            Err(e) => {
+                self.ipam.release(Some(slot), Some(ipv6), ipv4);
+                return Err(ControlError::Identity(e.to_string()));
+            }
+        };
+        self.learn_identity(identity, &add.labels);
+        let record = Arc::new(EndpointRecord {
+            id: EndpointId(slot),
+            name: add.name,
+            container_id: add.container_id,
+            netns: add.netns,
+            ifname: add.ifname,
+            labels: add.labels,
+            identity,
+            ipv6,
+            ipv4,
+            mac: random_mac(),
+            host_mac: random_mac(),
+            mtu: self.mtu,
+            own: add.own.unwrap_or(self.own),
+            options: EndpointOptions::default(),
+        });
+        self.status.upsert(
+            record.id,
+            EndpointStatus {
+                state: EndpointState::Creating,
+                problem: None,
+                ingress: PolicyMode::Open,
+                egress: PolicyMode::Open,
+                log: Arc::default(),
+            },
+        );
+        self.put(Arc::clone(&record), 0);
+        self.dirty = true;
+        Ok((record, false))
+    }
+
+    fn take_reserved_v6(&mut self, wish: Option<Ipv6Addr>) -> Result<Ipv6Addr, IpamError> {
+        match wish {
+            Some(ip) if self.reserved.remove(&IpAddr::V6(ip)) => Ok(ip),
+            wish => self.ipam.take_v6(wish),
+        }
+    }
+
+    fn take_reserved_v4(&mut self, wish: Wish<Ipv4Addr>) -> Result<Option<Ipv4Addr>, IpamError> {
+        match wish {
+            Wish::Exact(ip) if self.reserved.remove(&IpAddr::V4(ip)) => Ok(Some(ip)),
+            wish => self.ipam.take_v4(wish),
+        }
+    }
+
+    fn reserve(&mut self, v6: Option<Ipv6Addr>, v4: Wish<Ipv4Addr>) -> Result<(Option<Ipv6Addr>, Option<Ipv4Addr>), ControlError> {
+        let v6 = self.ipam.take_v6(v6)?;
+        let v4 = self.ipam.take_v4(v4).inspect_err(|_| self.ipam.release(None, Some(v6), None))?;
+        self.reserved.insert(v6.into());
+        self.reserved.extend(v4.map(IpAddr::from));
+        Ok((Some(v6), v4))
+    }
+
+    fn delete(&mut self, id: EndpointId) {
+        let Some(spec) = self.endpoints.rows().get(&id).cloned() else { return };
+        let r = &spec.record;
+        let mut gone = vec![IpcachePrefix::address(r.ipv6.into())];
+        gone.extend(r.ipv4.map(|ip| IpcachePrefix::address(ip.into())));
+        self.ipcache.batch(Vec::new(), &gone);
+        self.endpoints.remove(&id);
+        self.status.remove(&id);
+        self.wanted.remove(&id);
+        self.forget_identity(r.identity);
+        self.ipam.release(Some(id.0), Some(r.ipv6), r.ipv4);
+        self.dirty = true;
+    }
+
+    fn relabel(&mut self, endpoint: &EndpointRef, add: &Labels, delete: &[String]) -> Result<EndpointId, ControlError> {
+        let record = self.find(endpoint).ok_or_else(|| ControlError::NotFound(endpoint.clone()))?;
+        let unwanted = |l: &&Label| delete.iter().any(|d| *d == l.key() || *d == format!("{}:{}", l.source(), l.key()));
+        for d in delete {
+            if !record.labels.iter().any(|l| *d == l.key() || *d == format!("{}:{}", l.source(), l.key())) {
+                return Err(ControlError::Labels(format!("endpoint {} has no label {d}", record.id)));
+            }
+        }
+        let mut labels: Labels = record.labels.iter().filter(|l| !unwanted(l)).cloned().collect();
+        add.iter().for_each(|l| labels.insert(l.clone()));
+        if labels == record.labels {
+            return Ok(record.id);
+        }
+        let (identity, _) = self.identities.allocate(&labels).map_err(|e| ControlError::Identity(e.to_string()))?;
+        self.learn_identity(identity, &labels);
+        self.forget_identity(record.identity);
+        let id = record.id;
+        self.put(Arc::new(EndpointRecord { labels, identity, ..(*record).clone() }), 0);
+        self.dirty = true;
+        Ok(id)
+    }
+
+    fn learn_identity(&mut self, id: NumericIdentity, labels: &Labels) {
+        if self.cache.insert(id, labels) {
+            self.dirty = true;
+        }
+        self.identity_table.upsert(id, Arc::new(labels.clone()));
+    }
+
+    fn forget_identity(&mut self, id: NumericIdentity) {
+        if self.identities.release(id) {
+            self.cache.remove(id);
+            self.identity_table.remove(&id);
+            self.dirty = true;
+        }
+    }
+
+    fn host_addresses(&mut self, now: BTreeSet<IpAddr>) {
+        let gone: Vec<_> = self.host.difference(&now).map(|ip| IpcachePrefix::address(*ip)).collect();
+        let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16 };
+        let new = now.difference(&self.host).map(|ip| (IpcachePrefix::address(*ip), spec)).collect();
+        self.ipcache.batch(new, &gone);
+        self.host = now;
+    }
+
+    /// Writes an endpoint's row, its policy as it stands, and its addresses.
+    fn put(&mut self, record: Arc<EndpointRecord>, regeneration: u64) {
+        let id = record.id;
+        let old = self.endpoints.rows().get(&id).cloned();
+        let spec = EndpointSpec {
+            policy_in: old.as_ref().map_or(0, |o| o.policy_in),
+            policy_out: old.as_ref().map_or(0, |o| o.policy_out),
+            policy_revision: old.as_ref().map_or(0, |o| o.policy_revision),
+            regeneration: old.as_ref().map_or(0, |o| o.regeneration).max(regeneration),
+            tree: Arc::clone(&self.tree),
+            record: Arc::clone(&record),
+        };
+        // A row without policy ids is not shown before settle() gave it some.
+        if old.is_none() {
+            self.dirty = true;
+        }
+        self.write(id, spec);
+    }
+
+    fn write(&mut self, id: EndpointId, spec: EndpointSpec) {
+        let before = self.endpoints.rows().get(&id).cloned();
+        if before.as_ref() == Some(&spec) {
+            return;
+        }
+        let revision = self.endpoints.upsert(id, spec);
+        self.wanted.insert(id, revision);
+        self.step(id, EndpointState::WaitingToRegenerate, "");
+        self.step(id, EndpointState::Regenerating, "");
+    }
+
+    fn publish_rules(&mut self) {
+        let rules: Vec<Arc<Rule>> = self.repository.rules().cloned().collect();
+        self.rules.upsert((), RuleSet { revision: self.repository.revision().0, rules: Arc::new(rules) });
+        self.dirty = true;
+    }
+
+    /// Brings policies and endpoint rows up to the rules and identities that are known now.
+    fn settle(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        let rows = self.endpoints.rows();
+        let revision = self.repository.revision().0;
+        let mut memo: HashMap<Labels, [(Direction, Arc<DirectionPolicy>); 2]> = HashMap::new();
+        let mut needed: HashMap<(Direction, Arc<DirectionPolicy>), u32> = HashMap::new();
+        let mut specs = Vec::with_capacity(rows.len());
+        for (id, spec) in rows.iter() {
+            let labels = &spec.record.labels;
+            if !memo.contains_key(labels) {
+                let p = resolve(&self.repository, &mut self.cache, labels, self.mode, self.host_always);
+                memo.insert(labels.clone(), [(Direction::Ingress, p.ingress), (Direction::Egress, p.egress)]);
+            }
+            let [ingress, egress] = &memo[labels];
+            let ids = [ingress, egress].map(|key| {
+                if matches!(*key.1, DirectionPolicy::Open) {
+                    return POLICY_OPEN;
+                }
+                *needed.entry(key.clone()).or_insert_with(|| {
+                    self.policy_ids.get(key).copied().unwrap_or_else(|| {
+                        self.next_policy += 1;
+                        self.next_policy - 1
+                    })
+                })
+            });
+            specs.push((
+                *id,
+                EndpointSpec { policy_in: ids[0], policy_out: ids[1], policy_revision: revision, ..spec.clone() },
+                [ids[0] == POLICY_OPEN, ids[1] == POLICY_OPEN],
+            ));
+        }
+        let gone: Vec<u32> = self.policy_ids.iter().filter(|(k, _)| !needed.contains_key(*k)).map(|(_, id)| *id).collect();
+        let new = needed
+            .iter()
+            .filter(|(k, _)| !self.policy_ids.contains_key(*k))
+            .map(|((direction, policy), id)| (*id, PolicySpec { direction: *direction, policy: Arc::clone(policy) }))
+            .collect();
+        // New policies first; the reconciler keeps an old one until no row refers to it.
+        self.policies.batch(new, &[]);
+        self.policy_ids = needed;
+        for (id, spec, open) in specs {
+            let audit = spec.record.options.audit;
+            let addresses: Vec<IpAddr> =
+                [Some(IpAddr::from(spec.record.ipv6)), spec.record.ipv4.map(IpAddr::from)].into_iter().flatten().collect();
+            let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0 };
+            self.write(id, spec);
+            self.ipcache.batch(addresses.into_iter().map(|ip| (IpcachePrefix::address(ip), entry)).collect(), &[]);
+            let mode = |open| match (open, audit) {
+                (true, _) => PolicyMode::Open,
+                (false, true) => PolicyMode::Audit,
+                (false, false) => PolicyMode::Enforced,
+            };
+            if let Some(old) = self.status.rows().get(&id) {
+                self.status.upsert(id, EndpointStatus { ingress: mode(open[0]), egress: mode(open[1]), ..old.clone() });
+            }
+        }
+        self.policies.batch(Vec::new(), &gone);
+    }
+
+    /// Takes over what the endpoint reconciler says.
+    fn learn(&mut self, statuses: &BTreeMap<EndpointId, Status>) {
+        for (id, wanted) in self.wanted.clone() {
+            match statuses.get(&id) {
+                Some(Status::Done(revision)) if *revision >= wanted => self.step(id, EndpointState::Ready, ""),
+                Some(Status::Failed(_, why)) => self.step(id, EndpointState::NotReady, why),
+                _ => {}
+            }
+        }
+    }
+
+    fn step(&mut self, id: EndpointId, next: EndpointState, problem: &str) {
+        let Some(old) = self.status.rows().get(&id).cloned() else { return };
+        let same = old.state == next && old.problem.as_deref().unwrap_or("") == problem;
+        if same || (old.state != next && !old.state.can_become(next)) {
+            return;
+        }
+        let mut log = (*old.log).clone();
+        log.push(LogEntry { time: crate::clock::now(), state: next.to_string(), message: problem.to_owned() });
+        let surplus = log.len().saturating_sub(LOG_ENTRIES);
+        log.drain(..surplus);
+        let problem = (!problem.is_empty()).then(|| Arc::from(problem));
+        self.status.upsert(id, EndpointStatus { state: next, problem, log: Arc::new(log), ..old });
+    }
+}
+
+/// The endpoint that a reference names.
+pub fn find_endpoint<'a>(rows: &'a BTreeMap<EndpointId, EndpointSpec>, endpoint: &EndpointRef) -> Option<&'a EndpointSpec> {
+    let by = |f: &dyn Fn(&EndpointRecord) -> bool| rows.values().find(|s| f(&s.record));
+    match endpoint {
+        EndpointRef::Id(id) => rows.get(id),
+        EndpointRef::Name(name) => by(&|r| r.name == *name),
+        EndpointRef::ContainerId(c) => by(&|r| r.container_id.as_ref() == Some(c)),
+        EndpointRef::PodName { namespace, name } => by(&|r| {
+            r.labels.get(Source::K8s, "io.kubernetes.pod.namespace") == Some(namespace)
+                && r.labels.get(Source::K8s, "io.kubernetes.pod.name") == Some(name)
+        }),
+        EndpointRef::Ipv4(ip) => by(&|r| r.ipv4 == Some(*ip)),
+        EndpointRef::Ipv6(ip) => by(&|r| r.ipv6 == *ip),
+    }
+}
+
+/// A locally administered unicast address.
+fn random_mac() -> [u8; 6] {
+    let mut mac: [u8; 6] = rand::random();
+    mac[0] = (mac[0] & 0xfc) | 0x02;
+    mac
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who is behind an address, in the kernel.
+
+use super::Tables;
+use crate::reconcile::Reconcile;
+use crate::state::{IpcachePrefix, IpcacheSpec};
+use pilus_loader::Error;
+use pilus_model::abi::IpcacheEntry;
+use pilus_model::ipcache::{exact_address, exact_key, lpm_key, lpm_prefix};
+use std::sync::Arc;
+
+pub struct IpcacheReconciler {
+    tables: Arc<Tables>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IpcacheError {
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    #[error("{0}")]
+    Prefix(String),
+}
+
+impl IpcacheReconciler {
+    pub fn new(tables: Arc<Tables>) -> Self {
+        Self { tables }
+    }
+}
+
+fn is_address(p: &IpcachePrefix) -> bool {
+    p.len == if p.ip.is_ipv4() { 32 } else { 128 }
+}
+
+impl Reconcile for IpcacheReconciler {
+    type Key = IpcachePrefix;
+    type Value = IpcacheSpec;
+    type Error = IpcacheError;
+    const NAME: &'static str = "ipcache";
+
+    async fn update(&self, key: &IpcachePrefix, value: &IpcacheSpec) -> Result<(), IpcacheError> {
+        let entry = IpcacheEntry { identity: value.identity.get(), slot: value.slot, ..IpcacheEntry::default() };
+        if is_address(key) {
+            self.tables.ipcache.put(&exact_key(key.ip), &entry)?;
+        } else {
+            let key = lpm_key(key.ip, key.len).map_err(|e| IpcacheError::Prefix(e.to_string()))?;
+            self.tables.ipcache_lpm.put(&key, &entry)?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, key: &IpcachePrefix) -> Result<(), IpcacheError> {
+        if is_address(key) {
+            self.tables.ipcache.delete(&exact_key(key.ip))?;
+        } else {
+            let key = lpm_key(key.ip, key.len).map_err(|e| IpcacheError::Prefix(e.to_string()))?;
+            self.tables.ipcache_lpm.delete(&key)?;
+        }
+        Ok(())
+    }
+
+    async fn realised(&self) -> Result<Vec<IpcachePrefix>, IpcacheError> {
+        let exact = self.tables.ipcache.entries()?.into_iter().filter_map(|(k, _)| exact_address(&k)).map(IpcachePrefix::address);
+        let prefixes = self.tables.ipcache_lpm.entries()?.into_iter().filter_map(|(k, _)| lpm_prefix(&k));
+        Ok(exact.chain(prefixes.map(|(ip, len)| IpcachePrefix { ip, len })).collect())
+    }
+}

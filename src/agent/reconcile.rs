@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Makes the world equal to a table: the only place with retry, backoff, pruning and resync.
+
+use crate::table::{Reader, Revision, Snapshot};
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Something that can be brought to a desired value, key by key. Every operation is idempotent; deleting the absent is Ok.
+pub trait Reconcile: Send + Sync + 'static {
+    type Key: Ord + Clone + Send + Sync + fmt::Debug + 'static;
+    type Value: PartialEq + Clone + Send + Sync + 'static;
+    type Error: fmt::Display + Send;
+
+    const NAME: &'static str;
+
+    fn update(&self, key: &Self::Key, value: &Self::Value) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn delete(&self, key: &Self::Key) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Keys that exist now, wanted or not.
+    fn realised(&self) -> impl Future<Output = Result<Vec<Self::Key>, Self::Error>> + Send;
+}
+
+/// How far one object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Realised as of this table revision.
+    Done(Revision),
+    /// The last attempt failed; another follows.
+    Failed(Revision, Arc<str>),
+}
+
+/// Status of every key, for waiting.
+pub type Statuses<K> = watch::Receiver<Arc<BTreeMap<K, Status>>>;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
+
+struct Retry {
+    at: Instant,
+    backoff: Duration,
+}
+
+enum Work<K, V> {
+    Update(K, V, Revision),
+    Delete(K, Revision),
+}
+
+/// Follows `reader` for ever (until the writer is gone). At most `parallel` operations at once, one per key.
+pub async fn drive<R: Reconcile>(
+    reconcile: Arc<R>,
+    mut reader: Reader<R::Key, R::Value>,
+    parallel: usize,
+    status: watch::Sender<Arc<BTreeMap<R::Key, Status>>>,
+) {
+    let mut done: BTreeMap<R::Key, R::Value> = BTreeMap::new();
+    let mut busy: BTreeSet<R::Key> = BTreeSet::new();
+    let mut gone: BTreeSet<R::Key> = BTreeSet::new();
+    let mut retries: BTreeMap<R::Key, Retry> = BTreeMap::new();
+    let mut listed: Option<BTreeSet<R::Key>> = None;
+    let mut running = FuturesUnordered::new();
+    let mut snapshot = reader.take();
+    loop {
+        if snapshot.initialised && listed.is_none() {
+            // Nothing is pruned before every source has listed in full.
+            match reconcile.realised().await {
+                Ok(keys) => listed = Some(keys.into_iter().filter(|k| !snapshot.rows.contains_key(k)).collect()),
+                Err(e) => tracing::warn!(reconciler = R::NAME, error = %e, "cannot list what exists"),
+            }
+        }
+        if let Some(stale) = &mut listed {
+            gone.append(stale);
+        }
+        let now = Instant::now();
+        for work in due(&snapshot, &done, &busy, &mut gone, &retries, now) {
+            if running.len() >= parallel {
+                break;
+            }
+            let reconcile = Arc::clone(&reconcile);
+            match work {
+                Work::Update(key, value, revision) => {
+                    busy.insert(key.clone());
+                    running.push(futures::future::Either::Left(async move {
+                        let result = reconcile.update(&key, &value).await.map_err(|e| e.to_string());
+                        (key, Some(value), revision, result)
+                    }));
+                }
+                Work::Delete(key, revision) => {
+                    busy.insert(key.clone());
+                    running.push(futures::future::Either::Right(async move {
+                        let result = reconcile.delete(&key).await.map_err(|e| e.to_string());
+                        (key, None, revision, result)
+                    }));
+                }
+            }
+        }
+        let wake = retries.iter().filter(|(k, _)| !busy.contains(*k)).map(|(_, r)| r.at).filter(|at| *at > now).min();
+        tokio::select! {
+            changed = reader.changed() => {
+                if !changed {
+                    return;
+                }
+                snapshot = reader.take();
+                // The change may be what a failed object was waiting for.
+                retries.values_mut().for_each(|r| r.at = Instant::now());
+            }
+            Some((key, value, revision, result)) = running.next(), if !running.is_empty() => {
+                busy.remove(&key);
+                match result {
+                    Ok(()) => {
+                        retries.remove(&key);
+                        match value {
+                            Some(value) => {
+                                done.insert(key.clone(), value);
+                                status.send_modify(|s| { Arc::make_mut(s).insert(key, Status::Done(revision)); });
+                            }
+                            None => {
+                                done.remove(&key);
+                                gone.remove(&key);
+                                status.send_modify(|s| { Arc::make_mut(s).remove(&key); });
+                            }
+                        }
+                    }
+                    Err(message) => {
+                        let backoff = retries.get(&key).map_or(FIRST_BACKOFF, |r| (r.backoff * 2).min(LAST_BACKOFF));
+                        tracing::warn!(reconciler = R::NAME, ?key, error = %message, retry_ms = backoff.as_millis() as u64, "failed");
+                        retries.insert(key.clone(), Retry { at: Instant::now() + backoff, backoff });
+                        // What half happened is unknown: the next attempt starts from scratch.
+                        done.remove(&key);
+                        if value.is_none() {
+                            gone.insert(key.clone());
+                        }
+                        status.send_modify(|s| { Arc::make_mut(s).insert(key, Status::Failed(revision, message.into())); });
+                    }
+                }
+            }
+            () = async { match wake { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {}
+        }
+    }
+}
+
+fn due<K: Ord + Clone, V: PartialEq + Clone>(
+    snapshot: &Snapshot<K, V>,
+    done: &BTreeMap<K, V>,
+    busy: &BTreeSet<K>,
+    gone: &mut BTreeSet<K>,
+    retries: &BTreeMap<K, Retry>,
+    now: Instant,
+) -> Vec<Work<K, V>> {
+    for key in done.keys() {
+        if !snapshot.rows.contains_key(key) {
+            gone.insert(key.clone());
+        }
+    }
+    gone.retain(|k| !snapshot.rows.contains_key(k));
+    let ready = |k: &K| !busy.contains(k) && retries.get(k).is_none_or(|r| r.at <= now);
+    let mut work: Vec<Work<K, V>> =
+        gone.iter().filter(|k| ready(k)).map(|k| Work::Delete(k.clone(), snapshot.revision)).collect();
+    for (key, value) in snapshot.rows.iter() {
+        if ready(key) && done.get(key) != Some(value) {
+            work.push(Work::Update(key.clone(), value.clone(), snapshot.revision));
+        }
+    }
+    work
+}

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What stands in request and response bodies.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Body of every answer with a status of 400 or more.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct ApiError {
+    /// Machine readable kind, e.g. `not-found`, `invalid`, `conflict`, `failed`, `timeout`.
+    pub code: String,
+    /// One line: what, where, what to do.
+    pub message: String,
+    /// Path of the field at fault, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+/// `PUT /v1/endpoint/{id}` with `id` = `name:NAME`: connect a network namespace.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EndpointRequest {
+    pub name: String,
+    /// Path of the network namespace, e.g. `/run/netns/web` or `/proc/123/ns/net`.
+    pub netns: String,
+    /// Labels `[source:]key[=value]`.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Name inside the container; `eth0` when absent.
+    #[serde(default)]
+    pub ifname: Option<String>,
+    /// `auto`, `none` or an address of the node's range.
+    #[serde(default)]
+    pub ipv4: Option<String>,
+    /// `auto` or an address of the node's range.
+    #[serde(default)]
+    pub ipv6: Option<String>,
+    #[serde(default)]
+    pub container_id: Option<String>,
+    /// `shared` or `own`; the agent's default when absent.
+    #[serde(default)]
+    pub build: Option<Build>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Build {
+    Shared,
+    Own,
+}
+
+/// `PATCH /v1/endpoint/{id}/labels`: the new set.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelsRequest {
+    #[serde(default)]
+    pub add: Vec<String>,
+    /// Keys, or `source:key`.
+    #[serde(default)]
+    pub delete: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct IdentityModel {
+    pub id: u32,
+    pub labels: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceModel {
+    /// Host side.
+    pub name: String,
+    pub index: u32,
+    /// Inside the container.
+    pub mac: String,
+    pub host_mac: String,
+    /// Name inside the container.
+    pub container_name: String,
+    pub mtu: u16,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct EndpointPolicyModel {
+    /// Revision that the kernel enforces.
+    pub revision: u64,
+    /// `enforced`, `open` or `audit`.
+    pub ingress: String,
+    pub egress: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DatapathModel {
+    pub shape_key: String,
+    pub build: String,
+    pub programs: Vec<ProgramModel>,
+    /// `tcx`, `tc` or empty while not attached.
+    pub attach: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramModel {
+    pub name: String,
+    /// Kernel id.
+    pub id: u32,
+    pub tag: String,
+    /// Instructions after the verifier's rewriting.
+    pub instructions: u32,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+    pub verified_instructions: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct LogEntry {
+    /// RFC 3339, UTC.
+    pub time: String,
+    pub state: String,
+    pub message: String,
+}
+
+/// An endpoint as the API shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointModel {
+    pub id: u16,
+    pub name: String,
+    pub state: String,
+    pub identity: IdentityModel,
+    pub labels: Vec<String>,
+    pub ipv6: Option<Ipv6Addr>,
+    pub ipv4: Option<Ipv4Addr>,
+    pub interface: InterfaceModel,
+    pub netns: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    pub policy: EndpointPolicyModel,
+    pub datapath: DatapathModel,
+    /// `ok`, or what is wrong.
+    pub health: String,
+    pub options: BTreeMap<String, String>,
+    pub log: Vec<LogEntry>,
+}
+
+/// `GET /v1/endpoint/{id}/header`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderModel {
+    pub path: String,
+    pub text: String,
+    pub shape_key: String,
+}
+
+/// `PUT /v1/policy`: documents as text; the whole call is imported or nothing.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyImport {
+    pub documents: Vec<PolicyDocument>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyDocument {
+    /// File name, for errors.
+    pub name: String,
+    pub text: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyRevision {
+    pub revision: u64,
+    /// Rules in force after the call.
+    pub rules: usize,
+    /// Rules that a delete removed.
+    #[serde(default)]
+    pub deleted: usize,
+}
+
+/// `GET /v1/policy`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, JsonSchema)]
+pub struct PolicyModel {
+    pub revision: u64,
+    /// Rules with the field names of the input.
+    pub rules: Vec<serde_json::Value>,
+}
+
+/// `GET /v1/policy/wait?revision=N`: answers when every endpoint has realised it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyWait {
+    pub revision: u64,
+    pub realised: bool,
+    /// Endpoints that have not, `id (name)`.
+    pub waiting: Vec<String>,
+}
+
+/// `GET /v1/config`: every option with its value; `PATCH` changes those that are changeable.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct ConfigModel {
+    pub options: BTreeMap<String, String>,
+    /// Names that PATCH accepts.
+    pub changeable: Vec<String>,
+}
+
+/// `GET /v1/healthz`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusModel {
+    /// `ok`, `starting`, or what is wrong.
+    pub state: String,
+    pub version: String,
+    pub node_name: String,
+    pub uptime_seconds: u64,
+    pub kernel: String,
+    pub attach_mode: String,
+    pub ipv6_range: String,
+    pub ipv4_range: String,
+    pub router_ipv6: String,
+    pub router_ipv4: String,
+    pub clang: String,
+    pub template_hash: String,
+    pub policy_revision: u64,
+    pub endpoints: BTreeMap<String, usize>,
+    pub identities: usize,
+    pub objects: ObjectCounts,
+    pub monitor: MonitorCounts,
+    /// What needs a person's eye; empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct ObjectCounts {
+    pub builds: u64,
+    pub embedded: u64,
+    pub disk: u64,
+    pub shared: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct MonitorCounts {
+    pub events: u64,
+    /// Events for which the kernel's buffer had no room.
+    pub lost: u64,
+    pub listeners: usize,
+}
+
+/// `POST /v1/ipam`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct IpamModel {
+    pub ipv6: Option<Ipv6Addr>,
+    pub ipv4: Option<Ipv4Addr>,
+}
+
+/// `GET /v1/map/{name}`: one row per entry, as text columns.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct MapModel {
+    pub name: String,
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MapInfo {
+    pub name: String,
+    pub doc: String,
+    pub max_entries: u32,
+    pub key_size: usize,
+    pub value_size: usize,
+}
+
+/// One line of `GET /v1/flows` (newline-delimited JSON).
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEvent {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `agent`, `lost`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Reason of a drop, trace point, or what the agent says.
+    pub reason: String,
+    /// `allow`, `deny`, `audit` or empty.
+    #[serde(default)]
+    pub verdict: String,
+    /// `egress` or `ingress`.
+    #[serde(default)]
+    pub direction: String,
+    /// `new`, `established`, `reply`, `related`, `reopened`, `revoked`, `none`.
+    #[serde(default)]
+    pub state: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<PeerModel>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<PeerModel>,
+    /// Rule that decided: file, line and object.
+    #[serde(default)]
+    pub rule: String,
+    #[serde(default)]
+    pub ifindex: u32,
+    /// Length of the packet, bytes.
+    #[serde(default)]
+    pub length: u32,
+    /// What a packet tool would print, e.g. `10.5.1.1:41000 -> 10.5.1.2:80 tcp SYN`.
+    #[serde(default)]
+    pub summary: String,
+    /// First bytes from the Ethernet header, hex.
+    #[serde(default)]
+    pub packet: String,
+    /// For `lost`.
+    #[serde(default)]
+    pub count: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PeerModel {
+    /// Endpoint id, 0 if it is none.
+    pub endpoint: u16,
+    #[serde(default)]
+    pub name: String,
+    pub identity: u32,
+    pub labels: Vec<String>,
+}
+
+/// `GET /v1/template`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateStatus {
+    /// Where edits are made.
+    pub directory: String,
+    /// Hash of the tree that runs, and of the one in the directory.
+    pub applied: String,
+    pub edited: String,
+    pub differs: bool,
+    /// Endpoints by shape key.
+    pub shapes: BTreeMap<String, usize>,
+}
+
+/// `POST /v1/template/check`, `POST /v1/template/apply`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct TemplateResult {
+    pub ok: bool,
+    pub hash: String,
+    /// Endpoints that run the tree now.
+    pub swapped: usize,
+    /// `file:line:column: severity: message`.
+    pub diagnostics: Vec<String>,
+}
+
+/// `GET /v1/debuginfo`, `POST /v1/cleanup`: plain lines.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct Lines {
+    pub lines: Vec<String>,
+}
+
+/// `PATCH /v1/config`: the options to change.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigPatch {
+    pub options: BTreeMap<String, String>,
+}
+
+/// `GET /v1/endpoint/{id}/healthz`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct EndpointHealth {
+    /// `ok`, or what is wrong.
+    pub health: String,
+    pub state: String,
+}

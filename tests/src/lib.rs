@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Harness of the tests that need a kernel.
