@@ -75,6 +75,7 @@ pub enum Event {
     Tree(Arc<str>, Reply<Revision>),
     HostAddresses(Vec<IpAddr>),
     ReserveAddress(Option<Ipv6Addr>, Wish<Ipv4Addr>, Reply<(Option<Ipv6Addr>, Option<Ipv4Addr>)>),
+    ReserveExact(IpAddr, Reply<(Option<Ipv6Addr>, Option<Ipv4Addr>)>),
     ReleaseAddress(IpAddr, Reply<()>),
 }
 
@@ -316,6 +317,16 @@ impl World {
             }
             Event::HostAddresses(addresses) => self.host_addresses(addresses.into_iter().collect()),
             Event::ReserveAddress(v6, v4, reply) => drop(reply.send(self.reserve(v6, v4))),
+            Event::ReserveExact(ip, reply) => {
+                let taken = match ip {
+                    IpAddr::V6(ip) => self.ipam.take_v6(Some(ip)).map(|ip| (Some(ip), None)),
+                    IpAddr::V4(ip) => self.ipam.take_v4(Wish::Exact(ip)).map(|ip| (None, ip)),
+                };
+                if taken.is_ok() {
+                    self.reserved.insert(ip);
+                }
+                drop(reply.send(taken.map_err(ControlError::from)));
+            }
             Event::ReleaseAddress(ip, reply) => {
                 if self.reserved.remove(&ip) {
                     match ip {

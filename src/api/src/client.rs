@@ -317,12 +317,7 @@ impl Client {
     }
 
     /// Sends and reads the whole answer, which must be a success.
-    async fn request(
-        &self,
-        method: Method,
-        target: &str,
-        body: Bytes,
-    ) -> Result<(Connection, StatusCode, HeaderMap, Bytes), ClientError> {
+    async fn request(&self, method: Method, target: &str, body: Bytes) -> Result<(Connection, StatusCode, HeaderMap, Bytes), ClientError> {
         let request = path_of(&method, target);
         let exchange = async {
             let (connection, mut response) = self.send(method, target, body).await?;
@@ -333,18 +328,17 @@ impl Client {
         };
         match self.timeout {
             None => exchange.await,
-            Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
-                Err(ClientError::Timeout { socket: self.socket.clone(), request, seconds: limit.as_secs() })
-            }),
+            Some(limit) => tokio::time::timeout(limit, exchange)
+                .await
+                .unwrap_or_else(|_| Err(ClientError::Timeout { socket: self.socket.clone(), request, seconds: limit.as_secs() })),
         }
     }
 
     async fn send(&self, method: Method, target: &str, body: Bytes) -> Result<(Connection, Response<Incoming>), ClientError> {
         let name = path_of(&method, target);
         let protocol = |what: String| ClientError::Protocol { socket: self.socket.clone(), request: name.clone(), what };
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
         let (mut sender, driver) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| protocol(e.to_string()))?;
         let connection = Connection { driver: tokio::spawn(driver), socket: self.socket.clone(), request: name.clone() };

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts the parts together and runs them.
+
+use crate::control::{Event, Initial, Readers, World};
+use crate::datapath::endpoints::{EndpointReconciler, Parts};
+use crate::datapath::host::HostSide;
+use crate::datapath::ipcache::IpcacheReconciler;
+use crate::datapath::policies::PolicyReconciler;
+use crate::datapath::programs::{Programs, Shape, embedded};
+use crate::datapath::{Tables, gc};
+use crate::ipam::Ipam;
+use crate::kvstore::{Embedded, Store, StoreError};
+use crate::locks::{LockError, Locks};
+use crate::monitor::Monitor;
+use crate::options::{AllowLocalhost, EnablePolicy, EndpointBuild, Options, Prefix};
+use crate::persist::{self, Persisted};
+use crate::reconcile::{Statuses, drive};
+use crate::state::{Facts, IpcachePrefix};
+use crate::table::Reader;
+use crate::templates::{TemplateError, TemplateStore};
+use futures::StreamExt;
+use pilus_codegen::{Build, Clang, Features, NodeConfig, ObjectCache, Templates};
+use pilus_loader::bpffs::{self, BpfFs};
+use pilus_loader::netlink::{Change, Netlink};
+use pilus_loader::probe;
+use pilus_model::abi::{SLOT_FIRST, SLOT_NODES};
+use pilus_model::endpoint::EndpointId;
+use pilus_model::policy::EnforcementMode;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// Why the agent cannot start. Some are for the administrator to mend (exit 2).
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("option `bpf-root`: {0}")]
+    BpfRoot(String),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Kernel(#[from] pilus_loader::Error),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("host program: {0}")]
+    Program(String),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("option `{option}`: {message}")]
+    Option { option: &'static str, message: String },
+}
+
+impl StartError {
+    /// 2: usage or configuration, 1: anything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::BpfRoot(_) | Self::Option { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Everything that servers need.
+pub struct Agent {
+    pub options: Options,
+    pub readers: Readers,
+    pub events: mpsc::Sender<Event>,
+    pub endpoint_status: Statuses<EndpointId>,
+    pub persisted: watch::Receiver<Persisted>,
+    pub facts: Reader<EndpointId, Facts>,
+    pub endpoints: Arc<EndpointReconciler>,
+    pub policies: Arc<PolicyReconciler>,
+    pub tables: Arc<Tables>,
+    pub programs: Arc<Programs>,
+    pub templates: Arc<TemplateStore>,
+    pub monitor: Monitor,
+    pub netlink: Netlink,
+    pub host: HostSide,
+    pub kernel: (u32, u32),
+    pub v6_range: Prefix<Ipv6Addr>,
+    pub v4_range: Prefix<Ipv4Addr>,
+    pub started: Instant,
+    pub enforcement: watch::Sender<EnforcementMode>,
+    /// Template changes run one at a time.
+    pub template_lock: tokio::sync::Mutex<()>,
+    /// Set by a cleanup over the API: the agent has nothing left to run.
+    pub stop: watch::Sender<bool>,
+    _locks: Locks,
+}
+
+fn make_dir(path: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(path).map_err(|source| StartError::Io { path: path.to_owned(), source })
+}
+
+fn open_bpffs(root: &Path) -> Result<BpfFs, StartError> {
+    if !bpffs::is_bpffs(root) {
+        if !bpffs::same_mount_ns_as_init() {
+            return Err(StartError::BpfRoot(format!(
+                "{0} is no bpffs, and one mounted here would end with the agent and take every link along; mount it outside first: \
+                 mount -t bpf bpf {0}",
+                root.display()
+            )));
+        }
+        make_dir(root)?;
+        bpffs::mount(root)?;
+    }
+    BpfFs::open(root).map_err(|e| StartError::BpfRoot(e.to_string()))
+}
+
+/// The node's ranges: as given, as chosen before, or chosen now and kept.
+fn ranges(options: &Options, store: &dyn Store) -> Result<(Prefix<Ipv6Addr>, Prefix<Ipv4Addr>), StartError> {
+    let keep = |key: &str, text: String| -> Result<String, StartError> {
+        if !store.create_only(key, text.as_bytes())? {
+            let old = store.get(key)?.unwrap_or_default();
+            return Ok(String::from_utf8_lossy(&old).into_owned());
+        }
+        Ok(text)
+    };
+    let bad = |option, message| StartError::Option { option, message };
+    let v6 = match options.ipv6_range {
+        Some(range) => range,
+        None => {
+            // RFC 4193: fd00::/8, 40 random bits, 16 bits of subnet.
+            let mut net: [u8; 16] = [0; 16];
+            net[..8].copy_from_slice(&rand::random::<[u8; 8]>());
+            net[0] = 0xfd;
+            keep("node/ipv6-range", format!("{}/64", Ipv6Addr::from(net)))?.parse().map_err(|m| bad("ipv6-range", m))?
+        }
+    };
+    let v4 = match options.ipv4_range {
+        Some(range) => range,
+        None => {
+            let text = format!("10.{}.0.0/16", rand::random::<u8>());
+            keep("node/ipv4-range", text)?.parse().map_err(|m| bad("ipv4-range", m))?
+        }
+    };
+    Ok((v6, v4))
+}
+
+async fn mtu(options: &Options, netlink: &Netlink) -> Result<u16, StartError> {
+    if let Some(mtu) = options.mtu {
+        return Ok(mtu);
+    }
+    let device = match netlink.default_route_device().await? {
+        Some(index) => netlink.link_by_index(index).await?,
+        None => None,
+    };
+    Ok(device.map_or(1500, |d| d.mtu.clamp(1280, 65535) as u16))
+}
+
+/// `Some(N)` of the options as the model names it.
+pub fn enforcement(mode: EnablePolicy) -> EnforcementMode {
+    match mode {
+        EnablePolicy::Default => EnforcementMode::Default,
+        EnablePolicy::Always => EnforcementMode::Always,
+        EnablePolicy::Never => EnforcementMode::Never,
+    }
+}
+
+impl Agent {
+    /// Starts everything; when it returns, the API may be served.
+    pub async fn start(options: Options) -> Result<Arc<Self>, StartError> {
+        make_dir(&options.state_dir)?;
+        make_dir(&options.run_dir)?;
+        let fs = open_bpffs(&options.bpf_root)?;
+        let locks = Locks::take(&options.state_dir, fs.root())?;
+        fs.remove_unfinished()?;
+        let store: Arc<dyn Store> = Embedded::open(&options.state_dir)?;
+        let kernel = probe::Features::probe()?;
+        let netlink = Netlink::new()?;
+        let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
+        gc::write_timeouts(&tables)?;
+        let templates = Arc::new(TemplateStore::open(&options)?);
+        let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
+        let programs = Arc::new(Programs::new(fs.clone(), cache));
+        let features = Features::default().with("ipv4", options.enable_ipv4);
+        let (v6_range, v4_range) = ranges(&options, &*store)?;
+        let mtu = mtu(&options, &netlink).await?;
+        let (records, rules) = persist::load(&*store)?;
+        let ipam = Ipam::new(v6_range, v4_range, options.enable_ipv4, SLOT_FIRST..SLOT_NODES);
+        let host = HostSide {
+            v6_range,
+            v4_range: options.enable_ipv4.then_some(v4_range),
+            router_v6: ipam.router_v6(),
+            router_v4: ipam.router_v4(),
+            mtu,
+            attach_mode: options.attach_mode,
+            tcx: kernel.tcx,
+        };
+        if options.attach_mode == crate::options::AttachMode::Tcx && !kernel.tcx {
+            let (major, minor) = kernel.kernel;
+            let message = format!("kernel {major}.{minor} has no tcx (6.6 has); use auto or tc");
+            return Err(StartError::Option { option: "attach-mode", message });
+        }
+        let mut prefixes = vec![IpcachePrefix { ip: v6_range.base.into(), len: v6_range.len }];
+        if options.enable_ipv4 {
+            prefixes.push(IpcachePrefix { ip: v4_range.base.into(), len: v4_range.len });
+        }
+        let mode = enforcement(options.enable_policy);
+        let (world, readers) = World::new(Initial {
+            records,
+            rules,
+            first_policy: PolicyReconciler::first_free(&tables)?,
+            tree: templates.current().tree_hash().into(),
+            ipam,
+            mode,
+            host_always: options.allow_localhost == AllowLocalhost::Always,
+            own: options.endpoint_build == EndpointBuild::Own,
+            mtu,
+            ranges: prefixes,
+        });
+        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables)));
+        let (policy_tx, policy_status) = watch::channel(Arc::default());
+        let (endpoint_tx, endpoint_status) = watch::channel(Arc::default());
+        let (ipcache_tx, _) = watch::channel(Arc::default());
+        let (persisted_tx, persisted) = watch::channel(Persisted::default());
+        let (endpoints, facts) = EndpointReconciler::new(Parts {
+            fs: fs.clone(),
+            tables: Arc::clone(&tables),
+            netlink: netlink.clone(),
+            programs: Arc::clone(&programs),
+            templates: Arc::clone(&templates),
+            features: features.clone(),
+            attach_mode: options.attach_mode,
+            tcx: kernel.tcx,
+            run_dir: options.run_dir.clone(),
+            policy_status,
+        });
+        let monitor = Monitor::start(&fs, Arc::clone(&tables), readers.clone(), Arc::clone(&policies))?;
+        let (events, queue) = mpsc::channel(1024);
+        let agent = Arc::new(Self {
+            readers: readers.clone(),
+            events,
+            endpoint_status: endpoint_status.clone(),
+            persisted,
+            facts,
+            endpoints: Arc::clone(&endpoints),
+            policies: Arc::clone(&policies),
+            tables,
+            programs,
+            templates,
+            monitor,
+            netlink,
+            host,
+            kernel: kernel.kernel,
+            v6_range,
+            v4_range,
+            started: Instant::now(),
+            enforcement: watch::Sender::new(mode),
+            template_lock: tokio::sync::Mutex::new(()),
+            stop: watch::Sender::new(false),
+            options,
+            _locks: locks,
+        });
+        let shape = agent.host_shape(&agent.templates.current()).await.map_err(StartError::Program)?;
+        agent.set_up_host(&fs, &shape).await?;
+        tokio::spawn(persist::follow(store, readers.endpoints.clone(), readers.rules.clone(), persisted_tx));
+        tokio::spawn(drive(policies, readers.policies.clone(), 1, policy_tx));
+        let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));
+        tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
+        tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));
+        agent.send_host_addresses().await;
+        tokio::spawn(Arc::clone(&agent).follow_addresses());
+        tokio::spawn(world.run(queue, endpoint_status));
+        tokio::spawn(Arc::clone(&agent).sweep_flows());
+        tokio::spawn(Arc::clone(&agent).promote());
+        Ok(agent)
+    }
+
+    /// The host program of a tree, loaded.
+    pub async fn host_shape(&self, templates: &Templates) -> Result<Arc<Shape>, String> {
+        let config = NodeConfig { features: self.endpoints.features.clone() };
+        let rendered = templates.render_netdev(&config).map_err(|e| e.to_string())?;
+        self.programs.get(templates, &rendered, Build::Shared).await.map_err(|e| e.to_string())
+    }
+
+    /// Brings the host's own side up to a shape.
+    pub async fn set_up_host(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
+        let program = shape.program("from_host").map_err(|e| StartError::Program(e.to_string()))?;
+        self.host.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, program).await?;
+        Ok(())
+    }
+
+    /// Router addresses and every address of the node, loopback and link-local ones apart.
+    async fn send_host_addresses(&self) {
+        let all = match self.netlink.addresses().await {
+            Ok(all) => all,
+            Err(e) => return tracing::warn!(error = %e, "host addresses"),
+        };
+        let usable = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_loopback(),
+            IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+        };
+        let mut now: Vec<IpAddr> = all.into_iter().map(|(_, ip, _)| ip).filter(usable).collect();
+        now.push(self.host.router_v6.into());
+        if self.options.enable_ipv4 {
+            now.push(self.host.router_v4.into());
+        }
+        let _ = self.events.send(Event::HostAddresses(now)).await;
+    }
+
+    async fn follow_addresses(self: Arc<Self>) {
+        let mut changes = match self.netlink.watch() {
+            Ok(changes) => changes,
+            Err(e) => return tracing::error!(error = %e, "address changes are not followed"),
+        };
+        // What changed between the first list and the watch.
+        self.send_host_addresses().await;
+        while let Some(change) = changes.next().await {
+            if matches!(change, Change::Address { .. } | Change::AddressGone { .. } | Change::Lost) {
+                self.send_host_addresses().await;
+            }
+        }
+    }
+
+    async fn sweep_flows(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(10));
+        loop {
+            ticks.tick().await;
+            let Ok(shape) = self.host_shape(&self.templates.current()).await else { continue };
+            let tables = Arc::clone(&self.tables);
+            let swept = tokio::task::spawn_blocking(move || shape.program("flow_clock").ok().map(|p| gc::sweep(&tables, p))).await;
+            match swept {
+                Ok(Some(Ok((seen, removed)))) => tracing::debug!(seen, removed, "flows swept"),
+                Ok(Some(Err(e))) => tracing::warn!(error = %e, "flow sweep"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Moves containers from clsact to tcx when nothing else has changed for a while.
+    async fn promote(self: Arc<Self>) {
+        let mut facts = self.facts.clone();
+        loop {
+            let quiet = Duration::from_secs(2);
+            while tokio::time::timeout(quiet, facts.changed()).await.is_ok_and(|alive| alive) {
+                facts.take();
+            }
+            for id in facts.snapshot().rows.keys() {
+                match self.endpoints.promote(*id).await {
+                    // Each waits for the kernel under its network lock: others go first.
+                    Ok(true) => tokio::time::sleep(Duration::from_millis(100)).await,
+                    Ok(false) => {}
+                    Err(e) => tracing::debug!(endpoint = %id, error = %e, "not promoted to tcx"),
+                }
+            }
+            facts.take();
+            if !facts.changed().await {
+                return;
+            }
+        }
+    }
+
+    /// Keys of every shape that something runs now.
+    pub fn shapes_in_use(&self, host: &Shape) -> BTreeSet<String> {
+        let mut used: BTreeSet<String> = self.facts.snapshot().rows.values().map(|f| f.shape_key.clone()).collect();
+        used.insert(host.key.short());
+        used
+    }
+}

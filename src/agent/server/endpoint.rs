@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/endpoint`.
+
+use super::{App, Body, Failure, ask, persisted};
+use crate::agent::Agent;
+use crate::control::{Accepted, AddEndpoint, Event, find_endpoint};
+use crate::ipam::Wish;
+use crate::reconcile::Status;
+use crate::state::{EndpointRecord, EndpointSpec, Trace};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use pilus_api::types::*;
+use pilus_model::endpoint::{EndpointRef, EndpointState};
+use pilus_model::label::{Labels, Source};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a request waits for an endpoint to be realised.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn mac(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+fn options(record: &EndpointRecord) -> BTreeMap<String, String> {
+    let o = &record.options;
+    let trace = match o.trace {
+        Trace::Off => "off",
+        Trace::Flow => "flow",
+        Trace::All => "all",
+    };
+    [
+        ("Trace", trace.to_owned()),
+        ("DropNotification", o.drops.to_string()),
+        ("PolicyVerdict", o.verdicts.to_string()),
+        ("PolicyAudit", o.audit.to_string()),
+        ("Build", record.build().as_str().to_owned()),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v))
+    .collect()
+}
+
+/// One option of an endpoint. The error says what it takes.
+fn set_option(record: &mut EndpointRecord, key: &str, value: &str) -> Result<(), Failure> {
+    let flag = || match value {
+        "true" | "on" => Ok(true),
+        "false" | "off" => Ok(false),
+        _ => Err(Failure::invalid(key, format!("option {key} takes true or false, not `{value}`"))),
+    };
+    match key {
+        "Trace" => {
+            record.options.trace = match value {
+                "off" => Trace::Off,
+                "flow" => Trace::Flow,
+                "all" => Trace::All,
+                _ => return Err(Failure::invalid(key, format!("option Trace takes off, flow or all, not `{value}`"))),
+            }
+        }
+        "DropNotification" => record.options.drops = flag()?,
+        "PolicyVerdict" => record.options.verdicts = flag()?,
+        "PolicyAudit" => record.options.audit = flag()?,
+        "Build" => {
+            record.own = match value {
+                "own" => true,
+                "shared" => false,
+                _ => return Err(Failure::invalid(key, format!("option Build takes shared or own, not `{value}`"))),
+            }
+        }
+        _ => {
+            return Err(Failure::invalid(
+                key,
+                format!("no endpoint option `{key}`; there are Trace, DropNotification, PolicyVerdict, PolicyAudit, Build"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The endpoint as the tables have it.
+pub fn model(agent: &Agent, spec: &EndpointSpec) -> EndpointModel {
+    let r = &spec.record;
+    let status = agent.readers.status.snapshot().rows.get(&r.id).cloned();
+    let facts = agent.facts.snapshot().rows.get(&r.id).cloned().unwrap_or_default();
+    let state = status.as_ref().map_or(EndpointState::Creating, |s| s.state);
+    let mode = |of: fn(&crate::state::EndpointStatus) -> crate::state::PolicyMode| {
+        status.as_ref().map(|s| of(s).as_str().to_owned()).unwrap_or_default()
+    };
+    let health = match (&status, state) {
+        (Some(s), EndpointState::NotReady) => s.problem.as_deref().unwrap_or("not ready").to_owned(),
+        (_, EndpointState::Ready) => "ok".into(),
+        (_, other) => other.to_string(),
+    };
+    let labels: Vec<String> = r.labels.iter().map(ToString::to_string).collect();
+    EndpointModel {
+        id: r.id.0,
+        name: r.name.clone(),
+        state: state.to_string(),
+        identity: IdentityModel { id: r.identity.get(), labels: labels.clone() },
+        labels,
+        ipv6: Some(r.ipv6),
+        ipv4: r.ipv4,
+        interface: InterfaceModel {
+            name: r.device(),
+            index: facts.ifindex,
+            mac: mac(r.mac),
+            host_mac: mac(r.host_mac),
+            container_name: r.ifname.clone(),
+            mtu: r.mtu,
+        },
+        netns: r.netns.display().to_string(),
+        container_id: r.container_id.clone(),
+        policy: EndpointPolicyModel { revision: facts.policy_revision, ingress: mode(|s| s.ingress), egress: mode(|s| s.egress) },
+        datapath: DatapathModel {
+            shape_key: facts.shape_key,
+            build: r.build().as_str().into(),
+            programs: facts.programs,
+            attach: facts.attach,
+        },
+        health,
+        options: options(r),
+        log: status.map(|s| (*s.log).clone()).unwrap_or_default(),
+    }
+}
+
+fn reference(text: &str) -> Result<EndpointRef, Failure> {
+    text.parse().map_err(|e| Failure::invalid("id", e))
+}
+
+fn find(agent: &Agent, text: &str) -> Result<EndpointSpec, Failure> {
+    let endpoint = reference(text)?;
+    let rows = agent.readers.endpoints.snapshot().rows;
+    find_endpoint(&rows, &endpoint).cloned().ok_or_else(|| Failure::not_found(format!("no endpoint {endpoint}")))
+}
+
+pub async fn list(State(agent): State<App>) -> Json<Vec<EndpointModel>> {
+    let rows = agent.readers.endpoints.snapshot().rows;
+    Json(rows.values().map(|s| model(&agent, s)).collect())
+}
+
+pub async fn show(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<EndpointModel>, Failure> {
+    Ok(Json(model(&agent, &find(&agent, &id)?)))
+}
+
+pub async fn config(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<BTreeMap<String, String>>, Failure> {
+    Ok(Json(options(&find(&agent, &id)?.record)))
+}
+
+pub async fn labels(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<Vec<String>>, Failure> {
+    Ok(Json(find(&agent, &id)?.record.labels.iter().map(ToString::to_string).collect()))
+}
+
+pub async fn log(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<Vec<LogEntry>>, Failure> {
+    Ok(Json(model(&agent, &find(&agent, &id)?).log))
+}
+
+pub async fn health(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<serde_json::Value>, Failure> {
+    let m = model(&agent, &find(&agent, &id)?);
+    Ok(Json(serde_json::json!({ "health": m.health, "state": m.state })))
+}
+
+pub async fn header(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<HeaderModel>, Failure> {
+    let spec = find(&agent, &id)?;
+    let path = agent.endpoints.header_path(spec.record.id);
+    let text = std::fs::read_to_string(&path).map_err(|e| Failure::not_found(format!("{}: {e}", path.display())))?;
+    let shape_key = model(&agent, &spec).datapath.shape_key;
+    Ok(Json(HeaderModel { path: path.display().to_string(), text, shape_key }))
+}
+
+#[derive(Deserialize)]
+pub struct Wait {
+    wait: Option<bool>,
+}
+
+/// Labels as users write them; `reserved:` is ours.
+fn user_labels(texts: &[String], field: &str) -> Result<Labels, Failure> {
+    let labels = Labels::parse(texts).map_err(|e| Failure::invalid(field, e))?;
+    match labels.iter().find(|l| l.source() == Source::Reserved) {
+        Some(l) => Err(Failure::invalid(field, format!("label {l}: the source `reserved` is not for containers"))),
+        None => Ok(labels),
+    }
+}
+
+fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
+    match reference(id)? {
+        EndpointRef::Name(name) if name == request.name => {}
+        _ => return Err(Failure::invalid("name", format!("the path names {id}, the body {}", request.name))),
+    }
+    if !request.netns.starts_with('/') {
+        return Err(Failure::invalid("netns", format!("`{}`: takes the absolute path of a network namespace", request.netns)));
+    }
+    let ifname = request.ifname.unwrap_or_else(|| "eth0".into());
+    let good = !ifname.is_empty() && ifname.len() <= 15 && !ifname.contains(['/', ':']) && !ifname.chars().any(|c| c.is_whitespace() || c.is_control());
+    if !good || ifname == "." || ifname == ".." || ifname == "lo" || ifname == "all" || ifname == "default" {
+        return Err(Failure::invalid("ifname", format!("`{ifname}` is no interface name (1 to 15 characters, no `/`, `:` or space)")));
+    }
+    let ipv4 = match request.ipv4.as_deref() {
+        None | Some("auto") => Wish::Auto,
+        Some("none") => Wish::None,
+        Some(text) => Wish::Exact(text.parse().map_err(|_| Failure::invalid("ipv4", format!("`{text}`: takes auto, none or an IPv4 address")))?),
+    };
+    let ipv6 = match request.ipv6.as_deref() {
+        None | Some("auto") => None,
+        Some(text) => Some(text.parse().map_err(|_| Failure::invalid("ipv6", format!("`{text}`: takes auto or an IPv6 address")))?),
+    };
+    Ok(AddEndpoint {
+        name: request.name,
+        container_id: request.container_id,
+        netns: PathBuf::from(request.netns),
+        ifname,
+        labels: user_labels(&request.labels, "labels")?,
+        ipv6,
+        ipv4,
+        own: request.build.map(|b| b == Build::Own),
+    })
+}
+
+/// Waits until the kernel has what was accepted. An error says why it has not.
+async fn realised(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
+    let mut statuses = agent.endpoint_status.clone();
+    let id = accepted.record.id;
+    let settled = statuses.wait_for(|s| match s.get(&id) {
+        Some(Status::Done(revision) | Status::Failed(revision, _)) => *revision >= accepted.revision,
+        None => false,
+    });
+    let seen = tokio::time::timeout(PATIENCE, settled)
+        .await
+        .map_err(|_| Failure::timeout(format!("endpoint {id} is not ready after {PATIENCE:?}; see `pilus endpoint log {id}`")))?
+        .map_err(|_| Failure::failed("the agent is stopping"))?;
+    match seen.get(&id) {
+        Some(Status::Failed(_, why)) => Err(Failure::failed(format!("endpoint {} ({}): {why}", id, accepted.record.name))),
+        _ => Ok(()),
+    }
+}
+
+async fn answer(agent: &Agent, accepted: &Accepted) -> Result<EndpointModel, Failure> {
+    let rows = agent.readers.endpoints.snapshot().rows;
+    let spec = rows.get(&accepted.record.id).ok_or_else(|| Failure::not_found("the endpoint was deleted meanwhile"))?;
+    Ok(model(agent, spec))
+}
+
+pub async fn add(
+    State(agent): State<App>,
+    Path(id): Path<String>,
+    Query(wait): Query<Wait>,
+    Body(request): Body<EndpointRequest>,
+) -> Result<Response, Failure> {
+    let add = parse(&id, request)?;
+    // A path that is no namespace is the caller's mistake: say so before anything is allocated.
+    std::fs::File::open(&add.netns).map_err(|e| Failure::invalid("netns", format!("{}: {e}", add.netns.display())))?;
+    let accepted = ask(&agent, |reply| Event::Add(add, reply)).await?;
+    persisted(&agent, |p| p.endpoints >= accepted.revision).await?;
+    if wait.wait.unwrap_or(true)
+        && let Err(why) = realised(&agent, &accepted).await
+    {
+        // Undone by ownership: what this request made, this request removes.
+        if !accepted.existed {
+            let _ = ask(&agent, |reply| Event::Delete(EndpointRef::Id(accepted.record.id), reply)).await;
+        }
+        return Err(why);
+    }
+    let status = if accepted.existed { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(answer(&agent, &accepted).await?)).into_response())
+}
+
+pub async fn delete(State(agent): State<App>, Path(id): Path<String>) -> Result<Response, Failure> {
+    let endpoint = reference(&id)?;
+    let deleted = ask(&agent, |reply| Event::Delete(endpoint, reply)).await?;
+    let Some(id) = deleted else {
+        return Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "false")]).into_response());
+    };
+    let now = agent.readers.endpoints.snapshot().revision;
+    persisted(&agent, |p| p.endpoints >= now).await?;
+    let mut statuses = agent.endpoint_status.clone();
+    let gone = statuses.wait_for(|s| !s.contains_key(&id));
+    tokio::time::timeout(PATIENCE, gone)
+        .await
+        .map_err(|_| Failure::timeout(format!("endpoint {id} is not gone after {PATIENCE:?}; the agent goes on trying")))?
+        .map_err(|_| Failure::failed("the agent is stopping"))?;
+    Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "true")]).into_response())
+}
+
+async fn change_options(agent: &Agent, id: &str, changes: BTreeMap<String, String>) -> Result<Accepted, Failure> {
+    let endpoint = reference(id)?;
+    // Every key is checked before any is applied.
+    let mut probe = (*find(agent, id)?.record).clone();
+    changes.iter().try_for_each(|(k, v)| set_option(&mut probe, k, v))?;
+    let apply = Box::new(move |record: &mut EndpointRecord| {
+        for (k, v) in &changes {
+            let _ = set_option(record, k, v);
+        }
+    });
+    let accepted = ask(agent, |reply| Event::Options { endpoint, options: apply, reply }).await?;
+    persisted(agent, |p| p.endpoints >= accepted.revision).await?;
+    realised(agent, &accepted).await?;
+    Ok(accepted)
+}
+
+pub async fn patch_config(
+    State(agent): State<App>,
+    Path(id): Path<String>,
+    Body(changes): Body<BTreeMap<String, String>>,
+) -> Result<Json<EndpointModel>, Failure> {
+    let accepted = change_options(&agent, &id, changes).await?;
+    Ok(Json(answer(&agent, &accepted).await?))
+}
+
+pub async fn patch_options(
+    State(agent): State<App>,
+    Path(id): Path<String>,
+    Body(changes): Body<BTreeMap<String, String>>,
+) -> Result<Json<BTreeMap<String, String>>, Failure> {
+    let accepted = change_options(&agent, &id, changes).await?;
+    Ok(Json(answer(&agent, &accepted).await?.options))
+}
+
+pub async fn patch_labels(
+    State(agent): State<App>,
+    Path(id): Path<String>,
+    Body(request): Body<LabelsRequest>,
+) -> Result<Json<EndpointModel>, Failure> {
+    let endpoint = reference(&id)?;
+    let add = user_labels(&request.add, "add")?;
+    let accepted = ask(&agent, |reply| Event::Labels { endpoint, add, delete: request.delete, reply }).await?;
+    persisted(&agent, |p| p.endpoints >= accepted.revision).await?;
+    realised(&agent, &accepted).await?;
+    Ok(Json(answer(&agent, &accepted).await?))
+}
+
+pub async fn regenerate(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<EndpointModel>, Failure> {
+    let spec = find(&agent, &id)?;
+    let endpoint = EndpointRef::Id(spec.record.id);
+    let revision = ask(&agent, |reply| Event::Regenerate(Some(endpoint), reply)).await?;
+    let accepted = Accepted { record: spec.record, revision, existed: true };
+    realised(&agent, &accepted).await?;
+    Ok(Json(answer(&agent, &accepted).await?))
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/policy`.
+
+use super::{App, Body, Failure, ask, persisted};
+use crate::agent::Agent;
+use crate::control::Event;
+use crate::state::RuleSet;
+use axum::Json;
+use axum::extract::{Query, State};
+use pilus_api::types::*;
+use pilus_model::label::Labels;
+use pilus_model::policy::input;
+use serde::Deserialize;
+use std::time::Duration;
+
+fn labels(text: &str) -> Result<Labels, Failure> {
+    Labels::parse(text.split(',').filter(|t| !t.is_empty())).map_err(|e| Failure::invalid("labels", e))
+}
+
+#[derive(Deserialize)]
+pub struct Which {
+    labels: Option<String>,
+    all: Option<bool>,
+}
+
+fn current(agent: &Agent) -> RuleSet {
+    agent.readers.rules.snapshot().rows.get(&()).cloned().unwrap_or_default()
+}
+
+pub async fn show(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyModel>, Failure> {
+    let set = current(&agent);
+    let wanted = which.labels.as_deref().map(labels).transpose()?.unwrap_or_default();
+    let rules = set.rules.iter().filter(|r| r.labels.contains_all(&wanted));
+    let rules = rules.map(serde_json::to_value).collect::<Result<_, _>>().map_err(Failure::failed)?;
+    Ok(Json(PolicyModel { revision: set.revision, rules }))
+}
+
+pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyRevision>, Failure> {
+    let mut rules = Vec::new();
+    for document in &body.documents {
+        let parsed = input::parse(&document.name, &document.text).map_err(|errors| {
+            let first = errors.first().map(|e| e.path.clone()).unwrap_or_default();
+            let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            Failure::invalid(&first, all.join("\n"))
+        })?;
+        rules.extend(parsed);
+    }
+    if rules.is_empty() {
+        return Err(Failure::invalid("documents", "there is no rule in what was given"));
+    }
+    let set = ask(&agent, |reply| Event::Import(rules, reply)).await?;
+    persisted(&agent, |p| p.rules >= set.revision).await?;
+    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0 }))
+}
+
+pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyRevision>, Failure> {
+    let chosen = match (&which.labels, which.all.unwrap_or(false)) {
+        (Some(_), true) => return Err(Failure::invalid("all", "takes either labels or all=true")),
+        (Some(text), false) => Some(labels(text)?),
+        (None, true) => None,
+        (None, false) => return Err(Failure::invalid("labels", "say which rules: labels=KEY=VALUE,… or all=true")),
+    };
+    let (deleted, set) = ask(&agent, |reply| Event::DeletePolicy(chosen, reply)).await?;
+    persisted(&agent, |p| p.rules >= set.revision).await?;
+    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted }))
+}
+
+#[derive(Deserialize)]
+pub struct WaitFor {
+    revision: u64,
+    /// Seconds.
+    timeout: Option<u64>,
+}
+
+/// Endpoints that do not enforce the revision yet.
+fn waiting(agent: &Agent, revision: u64) -> Vec<String> {
+    let facts = agent.facts.snapshot().rows;
+    let endpoints = agent.readers.endpoints.snapshot().rows;
+    let behind = |id| facts.get(id).is_none_or(|f: &crate::state::Facts| f.policy_revision < revision);
+    endpoints.iter().filter(|(id, _)| behind(id)).map(|(id, s)| format!("{id} ({})", s.record.name)).collect()
+}
+
+pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Result<Json<PolicyWait>, Failure> {
+    let known = current(&agent).revision;
+    if want.revision > known {
+        return Err(Failure::invalid("revision", format!("there is no revision {} yet; the newest is {known}", want.revision)));
+    }
+    let mut facts = agent.facts.clone();
+    facts.take();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(want.timeout.unwrap_or(60).min(3600));
+    loop {
+        let behind = waiting(&agent, want.revision);
+        if behind.is_empty() {
+            return Ok(Json(PolicyWait { revision: want.revision, realised: true, waiting: behind }));
+        }
+        match tokio::time::timeout_at(deadline, facts.changed()).await {
+            Ok(true) => drop(facts.take()),
+            _ => return Ok(Json(PolicyWait { revision: want.revision, realised: false, waiting: waiting(&agent, want.revision) })),
+        }
+    }
+}
