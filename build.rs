@@ -30,9 +30,6 @@ fn carry_tree(tree: &Path, out: &Path) -> std::io::Result<()> {
         }
     }
     files.sort();
-    let rows: String = files
-        .iter()
-        .map(|f| format!("    ({:?}, include_str!({f:?})),\n", f.strip_prefix(tree).unwrap_or(f)))
-        .collect();
+    let rows: String = files.iter().map(|f| format!("    ({:?}, include_str!({f:?})),\n", f.strip_prefix(tree).unwrap_or(f))).collect();
     std::fs::write(out.join("tree.rs"), format!("/// Path below the tree, and text.\npub static TREE: &[(&str, &str)] = &[\n{rows}];\n"))
 }

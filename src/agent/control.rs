@@ -64,8 +64,17 @@ pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 pub enum Event {
     Add(AddEndpoint, Reply<Accepted>),
     Delete(EndpointRef, Reply<Option<EndpointId>>),
-    Labels { endpoint: EndpointRef, add: Labels, delete: Vec<String>, reply: Reply<Accepted> },
-    Options { endpoint: EndpointRef, options: Box<dyn FnOnce(&mut EndpointRecord) + Send>, reply: Reply<Accepted> },
+    Labels {
+        endpoint: EndpointRef,
+        add: Labels,
+        delete: Vec<String>,
+        reply: Reply<Accepted>,
+    },
+    Options {
+        endpoint: EndpointRef,
+        options: Box<dyn FnOnce(&mut EndpointRecord) + Send>,
+        reply: Reply<Accepted>,
+    },
     Regenerate(Option<EndpointRef>, Reply<Revision>),
     Import(Vec<Rule>, Reply<RuleSet>),
     /// `None`: all rules.
@@ -123,6 +132,7 @@ pub struct World {
     reserved: BTreeSet<IpAddr>,
     host: BTreeSet<IpAddr>,
     wanted: BTreeMap<EndpointId, Revision>,
+    /// Rules, identities or endpoints changed since the last `settle`.
     dirty: bool,
     endpoints: Writer<EndpointId, EndpointSpec>,
     policies: Writer<u32, PolicySpec>,
@@ -278,7 +288,9 @@ impl World {
                     Some(e) => self.find(e).map(|r| r.id).into_iter().collect(),
                     None => all.keys().copied().collect(),
                 };
-                if ids.is_empty() && let Some(endpoint) = endpoint {
+                if ids.is_empty()
+                    && let Some(endpoint) = endpoint
+                {
                     drop(reply.send(Err(ControlError::NotFound(endpoint))));
                 } else {
                     for id in ids {
@@ -494,22 +506,18 @@ impl World {
         self.host = now;
     }
 
-    /// Writes an endpoint's row, its policy as it stands, and its addresses.
+    /// Writes an endpoint's row, with its policy as it stands.
     fn put(&mut self, record: Arc<EndpointRecord>, regeneration: u64) {
         let id = record.id;
-        let old = self.endpoints.rows().get(&id).cloned();
-        let spec = EndpointSpec {
-            policy_in: old.as_ref().map_or(0, |o| o.policy_in),
-            policy_out: old.as_ref().map_or(0, |o| o.policy_out),
-            policy_revision: old.as_ref().map_or(0, |o| o.policy_revision),
-            regeneration: old.as_ref().map_or(0, |o| o.regeneration).max(regeneration),
-            tree: Arc::clone(&self.tree),
-            record: Arc::clone(&record),
+        let spec = match self.endpoints.rows().get(&id).cloned() {
+            Some(old) => EndpointSpec { record, tree: Arc::clone(&self.tree), regeneration: old.regeneration.max(regeneration), ..old },
+            None => {
+                // Reconcilers never see a row without its policy.
+                let [policy_in, policy_out] = self.policies_of(&record.labels);
+                let policy_revision = self.repository.revision().0;
+                EndpointSpec { record, policy_in, policy_out, policy_revision, tree: Arc::clone(&self.tree), regeneration }
+            }
         };
-        // A row without policy ids is not shown before settle() gave it some.
-        if old.is_none() {
-            self.dirty = true;
-        }
         self.write(id, spec);
     }
 
@@ -530,6 +538,25 @@ impl World {
         self.dirty = true;
     }
 
+    /// Ids of the ingress and egress policy of these labels. A policy that is new is in the table when this returns; the
+    /// reconciler keeps an old one until no row refers to it.
+    fn policies_of(&mut self, labels: &Labels) -> [u32; 2] {
+        let p = resolve(&self.repository, &mut self.cache, labels, self.mode, self.host_always);
+        [(Direction::Ingress, p.ingress), (Direction::Egress, p.egress)].map(|key| {
+            if matches!(*key.1, DirectionPolicy::Open) {
+                return POLICY_OPEN;
+            }
+            if let Some(id) = self.policy_ids.get(&key) {
+                return *id;
+            }
+            let id = self.next_policy;
+            self.next_policy += 1;
+            self.policies.upsert(id, PolicySpec { direction: key.0, policy: Arc::clone(&key.1) });
+            self.policy_ids.insert(key, id);
+            id
+        })
+    }
+
     /// Brings policies and endpoint rows up to the rules and identities that are known now.
     fn settle(&mut self) {
         if !std::mem::take(&mut self.dirty) {
@@ -537,42 +564,24 @@ impl World {
         }
         let rows = self.endpoints.rows();
         let revision = self.repository.revision().0;
-        let mut memo: HashMap<Labels, [(Direction, Arc<DirectionPolicy>); 2]> = HashMap::new();
-        let mut needed: HashMap<(Direction, Arc<DirectionPolicy>), u32> = HashMap::new();
+        let mut memo: HashMap<&Labels, [u32; 2]> = HashMap::new();
         let mut specs = Vec::with_capacity(rows.len());
         for (id, spec) in rows.iter() {
             let labels = &spec.record.labels;
-            if !memo.contains_key(labels) {
-                let p = resolve(&self.repository, &mut self.cache, labels, self.mode, self.host_always);
-                memo.insert(labels.clone(), [(Direction::Ingress, p.ingress), (Direction::Egress, p.egress)]);
-            }
-            let [ingress, egress] = &memo[labels];
-            let ids = [ingress, egress].map(|key| {
-                if matches!(*key.1, DirectionPolicy::Open) {
-                    return POLICY_OPEN;
+            let [policy_in, policy_out] = match memo.get(labels) {
+                Some(ids) => *ids,
+                None => {
+                    let ids = self.policies_of(labels);
+                    memo.insert(labels, ids);
+                    ids
                 }
-                *needed.entry(key.clone()).or_insert_with(|| {
-                    self.policy_ids.get(key).copied().unwrap_or_else(|| {
-                        self.next_policy += 1;
-                        self.next_policy - 1
-                    })
-                })
-            });
-            specs.push((
-                *id,
-                EndpointSpec { policy_in: ids[0], policy_out: ids[1], policy_revision: revision, ..spec.clone() },
-                [ids[0] == POLICY_OPEN, ids[1] == POLICY_OPEN],
-            ));
+            };
+            let new = EndpointSpec { policy_in, policy_out, policy_revision: revision, ..spec.clone() };
+            specs.push((*id, new, [policy_in == POLICY_OPEN, policy_out == POLICY_OPEN]));
         }
-        let gone: Vec<u32> = self.policy_ids.iter().filter(|(k, _)| !needed.contains_key(*k)).map(|(_, id)| *id).collect();
-        let new = needed
-            .iter()
-            .filter(|(k, _)| !self.policy_ids.contains_key(*k))
-            .map(|((direction, policy), id)| (*id, PolicySpec { direction: *direction, policy: Arc::clone(policy) }))
-            .collect();
-        // New policies first; the reconciler keeps an old one until no row refers to it.
-        self.policies.batch(new, &[]);
-        self.policy_ids = needed;
+        let used: BTreeSet<u32> = memo.values().flatten().copied().collect();
+        let gone: Vec<u32> = self.policy_ids.values().filter(|id| !used.contains(id)).copied().collect();
+        self.policy_ids.retain(|_, id| used.contains(id));
         for (id, spec, open) in specs {
             let audit = spec.record.options.audit;
             let addresses: Vec<IpAddr> =

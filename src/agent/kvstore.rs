@@ -123,8 +123,7 @@ mod tests {
             let s = Embedded::open(dir.path()).expect("open");
             assert!(s.create_only("a/1", b"x").expect("create"));
             assert!(!s.create_only("a/1", b"y").expect("create"));
-            s.write(Batch { put: vec![("a/2".into(), b"z".to_vec()), ("b/1".into(), vec![])], delete: vec!["a/9".into()] })
-                .expect("write");
+            s.write(Batch { put: vec![("a/2".into(), b"z".to_vec()), ("b/1".into(), vec![])], delete: vec!["a/9".into()] }).expect("write");
         }
         let s = Embedded::open(dir.path()).expect("reopen");
         assert_eq!(s.get("a/1").expect("get").as_deref(), Some(&b"x"[..]));

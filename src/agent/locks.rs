@@ -37,7 +37,8 @@ impl Locks {
     pub fn take(state_dir: &Path, pins: &Path) -> Result<Self, LockError> {
         let files = vec![lock("state directory", state_dir)?, lock("bpffs directory", pins)?];
         // Names of abstract sockets belong to the network namespace.
-        let address = SocketAddr::from_abstract_name("pilus-agent").map_err(|source| LockError::Io { path: "@pilus-agent".into(), source })?;
+        let address =
+            SocketAddr::from_abstract_name("pilus-agent").map_err(|source| LockError::Io { path: "@pilus-agent".into(), source })?;
         let namespace = UnixListener::bind_addr(&address).map_err(|e| match e.kind() {
             std::io::ErrorKind::AddrInUse => LockError::Namespace,
             _ => LockError::Io { path: "@pilus-agent".into(), source: e },

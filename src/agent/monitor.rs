@@ -134,9 +134,7 @@ impl Decoder {
         let kind = EventKind::from_raw(e.kind)?;
         let (reason, verdict) = match kind {
             EventKind::Drop => (reason_text(e.reason), "deny"),
-            EventKind::Trace => {
-                (TracePoint::from_raw(e.reason).map_or_else(|| e.reason.to_string(), |p| p.text().to_owned()), "allow")
-            }
+            EventKind::Trace => (TracePoint::from_raw(e.reason).map_or_else(|| e.reason.to_string(), |p| p.text().to_owned()), "allow"),
             EventKind::Verdict if e.flags & EVENT_AUDIT != 0 => (reason_text(e.reason), "audit"),
             EventKind::Verdict if e.flags & EVENT_ALLOW != 0 => ("Policy allowed".into(), "allow"),
             _ => (reason_text(e.reason), "deny"),
@@ -196,13 +194,7 @@ pub fn dissect(packet: &[u8]) -> String {
     };
     match &p.transport {
         Some(TransportSlice::Tcp(t)) => {
-            let flags = [
-                (t.syn(), "SYN"),
-                (t.fin(), "FIN"),
-                (t.rst(), "RST"),
-                (t.psh(), "PSH"),
-                (t.ack(), "ACK"),
-            ];
+            let flags = [(t.syn(), "SYN"), (t.fin(), "FIN"), (t.rst(), "RST"), (t.psh(), "PSH"), (t.ack(), "ACK")];
             let names: Vec<&str> = flags.iter().filter(|(on, _)| *on).map(|(_, n)| *n).collect();
             format!("{src}.{} > {dst}.{} tcp {}", t.source_port(), t.destination_port(), names.join(","))
         }

@@ -127,7 +127,9 @@ pub async fn drive<R: Reconcile>(
                     }
                     Err(message) => {
                         let backoff = retries.get(&key).map_or(FIRST_BACKOFF, |r| (r.backoff * 2).min(LAST_BACKOFF));
-                        tracing::warn!(reconciler = R::NAME, ?key, error = %message, retry_ms = backoff.as_millis() as u64, "failed");
+                        if backoff > FIRST_BACKOFF {
+                            tracing::warn!(reconciler = R::NAME, ?key, error = %message, retry_ms = backoff.as_millis() as u64, "failed");
+                        }
                         retries.insert(key.clone(), Retry { at: Instant::now() + backoff, backoff });
                         // What half happened is unknown: the next attempt starts from scratch.
                         done.remove(&key);
@@ -158,8 +160,7 @@ fn due<K: Ord + Clone, V: PartialEq + Clone>(
     }
     gone.retain(|k| !snapshot.rows.contains_key(k));
     let ready = |k: &K| !busy.contains(k) && retries.get(k).is_none_or(|r| r.at <= now);
-    let mut work: Vec<Work<K, V>> =
-        gone.iter().filter(|k| ready(k)).map(|k| Work::Delete(k.clone(), snapshot.revision)).collect();
+    let mut work: Vec<Work<K, V>> = gone.iter().filter(|k| ready(k)).map(|k| Work::Delete(k.clone(), snapshot.revision)).collect();
     for (key, value) in snapshot.rows.iter() {
         if ready(key) && done.get(key) != Some(value) {
             work.push(Work::Update(key.clone(), value.clone(), snapshot.revision));

@@ -2,7 +2,6 @@
 //! Containers in the kernel: device, program, addresses inside, row. Each step finds out what is there already.
 
 use super::Tables;
-use super::policies::PolicyReconciler;
 use super::programs::{ProgramError, Programs, Shape};
 use super::rows::{RowError, RowWriter, endpoint_row};
 use crate::options::AttachMode;
@@ -175,8 +174,7 @@ impl EndpointReconciler {
             // Left by an endpoint that is gone.
             self.netlink.delete_link(index).await?;
         }
-        let netns = std::fs::File::open(&record.netns)
-            .map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
+        let netns = std::fs::File::open(&record.netns).map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
         let spec = VethSpec {
             name: &name,
             ifindex: Some(index),
@@ -219,8 +217,7 @@ impl EndpointReconciler {
     }
 
     async fn configure(&self, record: &EndpointRecord, peer: u32) -> Result<(), EndpointError> {
-        let netns = std::fs::File::open(&record.netns)
-            .map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
+        let netns = std::fs::File::open(&record.netns).map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
         let mut addresses = vec![Prefix { ip: IpAddr::V6(record.ipv6), plen: 128 }];
         addresses.extend(record.ipv4.map(|ip| Prefix { ip: IpAddr::V4(ip), plen: 32 }));
         let request = Request::Configure(Box::new(Configure {

@@ -7,16 +7,8 @@ use pilus_loader::{Error, clock};
 use pilus_model::abi::*;
 
 /// Idle times in seconds: what conntrack in the kernel uses, shorter where nothing is at stake.
-const TIMEOUTS: FlowTimeouts = FlowTimeouts {
-    tcp: 21600,
-    tcp_open: 60,
-    tcp_closing: 10,
-    udp: 30,
-    udp_reply: 180,
-    icmp: 30,
-    other: 600,
-    deny: 60,
-};
+const TIMEOUTS: FlowTimeouts =
+    FlowTimeouts { tcp: 21600, tcp_open: 60, tcp_closing: 10, udp: 30, udp_reply: 180, icmp: 30, other: 600, deny: 60 };
 
 /// Idle times in the kernel's jiffies.
 fn in_jiffies(hz: u32) -> FlowTimeouts {

@@ -29,7 +29,14 @@ pub struct HostSide {
 
 impl HostSide {
     /// Makes what is missing and swaps in `from_host`. Idempotent; nothing that carries traffic is taken away first.
-    pub async fn set_up(&self, fs: &BpfFs, tables: &Tables, rows: &RowWriter, netlink: &Netlink, from_host: &Program) -> Result<u32, Error> {
+    pub async fn set_up(
+        &self,
+        fs: &BpfFs,
+        tables: &Tables,
+        rows: &RowWriter,
+        netlink: &Netlink,
+        from_host: &Program,
+    ) -> Result<u32, Error> {
         let (host, net, mac) = self.devices(netlink).await?;
         self.rows(tables, rows, host, mac)?;
         self.attach(fs, net, from_host)?;

@@ -194,14 +194,19 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
         return Err(Failure::invalid("netns", format!("`{}`: takes the absolute path of a network namespace", request.netns)));
     }
     let ifname = request.ifname.unwrap_or_else(|| "eth0".into());
-    let good = !ifname.is_empty() && ifname.len() <= 15 && !ifname.contains(['/', ':']) && !ifname.chars().any(|c| c.is_whitespace() || c.is_control());
+    let good = !ifname.is_empty()
+        && ifname.len() <= 15
+        && !ifname.contains(['/', ':'])
+        && !ifname.chars().any(|c| c.is_whitespace() || c.is_control());
     if !good || ifname == "." || ifname == ".." || ifname == "lo" || ifname == "all" || ifname == "default" {
         return Err(Failure::invalid("ifname", format!("`{ifname}` is no interface name (1 to 15 characters, no `/`, `:` or space)")));
     }
     let ipv4 = match request.ipv4.as_deref() {
         None | Some("auto") => Wish::Auto,
         Some("none") => Wish::None,
-        Some(text) => Wish::Exact(text.parse().map_err(|_| Failure::invalid("ipv4", format!("`{text}`: takes auto, none or an IPv4 address")))?),
+        Some(text) => {
+            Wish::Exact(text.parse().map_err(|_| Failure::invalid("ipv4", format!("`{text}`: takes auto, none or an IPv4 address")))?)
+        }
     };
     let ipv6 = match request.ipv6.as_deref() {
         None | Some("auto") => None,

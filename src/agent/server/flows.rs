@@ -70,8 +70,5 @@ pub async fn follow(State(agent): State<App>, Query(filter): Query<Filter>) -> R
             }
         }
     });
-    Response::builder()
-        .header("content-type", "application/x-ndjson")
-        .body(Body::from_stream(events))
-        .map_err(Failure::failed)
+    Response::builder().header("content-type", "application/x-ndjson").body(Body::from_stream(events)).map_err(Failure::failed)
 }

@@ -72,7 +72,9 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         match Json::<T>::from_request(request, state).await {
             Ok(Json(value)) => Ok(Self(value)),
-            Err(JsonRejection::MissingJsonContentType(_)) => Err(Failure::invalid("body", "the body must be JSON (content-type: application/json)")),
+            Err(JsonRejection::MissingJsonContentType(_)) => {
+                Err(Failure::invalid("body", "the body must be JSON (content-type: application/json)"))
+            }
             Err(e) => Err(Failure::invalid("body", e.body_text())),
         }
     }

@@ -36,7 +36,14 @@ pub async fn healthz(State(agent): State<App>) -> Json<StatusModel> {
     let starting = status.values().any(|s| matches!(s.state, EndpointState::Restoring | EndpointState::Regenerating));
     let router = &agent.host;
     Json(StatusModel {
-        state: if !warnings.is_empty() { "degraded" } else if starting { "starting" } else { "ok" }.into(),
+        state: if !warnings.is_empty() {
+            "degraded"
+        } else if starting {
+            "starting"
+        } else {
+            "ok"
+        }
+        .into(),
         version: env!("CARGO_PKG_VERSION").into(),
         node_name: agent.options.node_name.clone(),
         uptime_seconds: agent.started.elapsed().as_secs(),
@@ -86,10 +93,7 @@ fn config_model(agent: &Agent) -> ConfigModel {
         ("allow-localhost", o.allow_localhost.to_string()),
         ("flow-table-size", agent.tables.flow4.max_entries().to_string()),
     ];
-    ConfigModel {
-        options: options.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
-        changeable: vec![CHANGEABLE.to_owned()],
-    }
+    ConfigModel { options: options.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(), changeable: vec![CHANGEABLE.to_owned()] }
 }
 
 pub async fn config(State(agent): State<App>) -> Json<ConfigModel> {

@@ -97,6 +97,10 @@ impl From<SelectorKey> for String {
     }
 }
 
+/// Key of the label that says which namespace a pod is in.
+pub(crate) const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const DEFAULT_NAMESPACE: &str = "default";
+
 /// How a key is compared with its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Operator {
@@ -154,10 +158,12 @@ impl SelectorSpec {
         Selector::new(self.requirements())
     }
 
-    /// The normal form, with the further demand that `source:key` has `value`.
-    pub fn selector_with(&self, source: Source, key: &str, value: &str) -> Selector {
-        let scope = Requirement { source, key: key.to_owned(), test: Test::In(BTreeSet::from([value.to_owned()])) };
-        Selector::new(self.requirements().chain([scope]))
+    /// The normal form, with the further demand that the endpoint is in a namespace. An endpoint without one is in `default`,
+    /// as an object without one is.
+    pub fn selector_within(&self, namespace: &str) -> Selector {
+        let values = BTreeSet::from([namespace.to_owned()]);
+        let test = if namespace == DEFAULT_NAMESPACE { Test::InOrAbsent(values) } else { Test::In(values) };
+        Selector::new(self.requirements().chain([Requirement { source: Source::K8s, key: NAMESPACE.to_owned(), test }]))
     }
 
     fn requirements(&self) -> impl Iterator<Item = Requirement> {
@@ -181,6 +187,8 @@ impl SelectorSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Test {
     In(BTreeSet<String>),
+    /// Also holds for an endpoint without the label, but not for a fixed identity.
+    InOrAbsent(BTreeSet<String>),
     NotIn(BTreeSet<String>),
     Exists,
     DoesNotExist,
@@ -202,6 +210,9 @@ impl Requirement {
     fn matches(&self, labels: &Labels) -> bool {
         match &self.test {
             Test::In(values) => self.some(labels, |v| values.contains(v)),
+            Test::InOrAbsent(values) => {
+                self.some(labels, |v| values.contains(v)) || (labels.reserved().is_none() && !self.some(labels, |_| true))
+            }
             Test::NotIn(values) => !self.some(labels, |v| values.contains(v)),
             Test::Exists => self.some(labels, |_| true),
             Test::DoesNotExist => !self.some(labels, |_| true),
@@ -269,7 +280,7 @@ impl Selector {
     /// Whether it is exactly `reserved:all`.
     pub fn is_everything(&self) -> bool {
         matches!(&*self.0, [r] if r.source == Source::Reserved && r.key == EVERYTHING
-            && match &r.test { Test::In(v) => v.contains(""), Test::Exists => true, Test::NotIn(_) | Test::DoesNotExist => false })
+            && match &r.test { Test::In(v) => v.contains(""), Test::Exists => true, Test::InOrAbsent(_) | Test::NotIn(_) | Test::DoesNotExist => false })
     }
 }
 
@@ -284,6 +295,7 @@ impl fmt::Display for Selector {
             let name = format!("{}{}:{}", if n == 0 { "" } else { "," }, r.source, r.key);
             match &r.test {
                 Test::In(v) => write!(f, "{name}={}", list(v))?,
+                Test::InOrAbsent(v) => write!(f, "{name}={} or absent", list(v))?,
                 Test::NotIn(v) => write!(f, "{name}!={}", list(v))?,
                 Test::Exists => f.write_str(&name)?,
                 Test::DoesNotExist => write!(f, "{name} absent")?,

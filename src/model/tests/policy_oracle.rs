@@ -159,7 +159,11 @@ impl Who {
     }
 
     fn in_namespace(&self, namespace: &str) -> bool {
-        self.labels.get(Source::K8s, NAMESPACE) == Some(namespace)
+        // Without a namespace an endpoint is in `default`; fixed identities are in none.
+        match self.labels.get(Source::K8s, NAMESPACE) {
+            Some(of) => of == namespace,
+            None => namespace == "default" && self.labels.reserved().is_none(),
+        }
     }
 
     fn is_peer(&self, spec: &SelectorSpec, namespace: Option<&str>) -> bool {

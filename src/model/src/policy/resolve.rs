@@ -7,7 +7,7 @@ use super::selector_cache::SelectorCache;
 use crate::abi::{DIR_EGRESS, DIR_INGRESS, POLICY_BLOCK_RULES, POLICY_CHAIN, Reserved};
 use crate::identity::NumericIdentity;
 use crate::label::{Labels, Source};
-use crate::selector::{Selector, SelectorSpec};
+use crate::selector::{NAMESPACE, Selector, SelectorSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -127,8 +127,6 @@ impl EndpointPolicy {
     }
 }
 
-/// Key of the label that says which namespace a pod is in.
-pub(super) const NAMESPACE: &str = "io.kubernetes.pod.namespace";
 /// Keys of the labels of a pod's namespace begin with it.
 const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels";
 
@@ -141,7 +139,7 @@ fn peer_selector(spec: &SelectorSpec, object: Option<&ObjectRef>) -> Selector {
         Some(_) => false,
     });
     match object.and_then(|o| o.namespace.as_deref()) {
-        Some(namespace) if !free => spec.selector_with(Source::K8s, NAMESPACE, namespace),
+        Some(namespace) if !free => spec.selector_within(namespace),
         _ => spec.selector(),
     }
 }
@@ -201,7 +199,7 @@ impl Compiled {
     pub fn new(rule: &Rule) -> Self {
         let object = rule.origin.object.as_ref();
         let subject = match object.and_then(|o| o.namespace.as_deref()) {
-            Some(namespace) => rule.endpoint_selector.selector_with(Source::K8s, NAMESPACE, namespace),
+            Some(namespace) => rule.endpoint_selector.selector_within(namespace),
             None => rule.endpoint_selector.selector(),
         };
         let ingress = rule.ingress.iter().map(|s| (false, s.parts())).chain(rule.ingress_deny.iter().map(|s| (true, s.parts())));

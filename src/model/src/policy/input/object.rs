@@ -4,8 +4,8 @@
 use super::cursor::{Cursor, Fields, shorten};
 use super::rules::{bare_rule, rule};
 use crate::label::{Label, Source};
-use crate::policy::resolve::NAMESPACE;
 use crate::policy::rule::{ObjectKind, ObjectRef, Rule};
+use crate::selector::NAMESPACE;
 use crate::selector::SelectorKey;
 use std::collections::BTreeSet;
 
