@@ -10,7 +10,7 @@ use pilus_model::abi::{POLICY_FIRST, POLICY_OPEN, Reserved, SLOT_HOST};
 use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
 use pilus_model::identity::{IdentityAllocator, NumericIdentity, reserved_identities};
 use pilus_model::label::{Label, Labels, Source};
-use pilus_model::policy::{Direction, DirectionPolicy, EnforcementMode, Repository, Rule, SelectorCache, resolve};
+use pilus_model::policy::{Direction, DirectionPolicy, EnforcementMode, Repository, Rule, SelectorCache, blocks, resolve};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -32,6 +32,8 @@ pub enum ControlError {
     Identity(String),
     #[error("labels: {0}")]
     Labels(String),
+    #[error("{0}; nothing was imported")]
+    TooLarge(String),
     #[error("the agent is stopping")]
     Stopping,
 }
@@ -301,6 +303,10 @@ impl World {
                 }
             }
             Event::Import(rules, reply) => {
+                if let Err(e) = self.would_fit(&rules) {
+                    drop(reply.send(Err(e)));
+                    return after;
+                }
                 self.repository.import(rules);
                 self.publish_rules();
                 after.push(Box::new(move |w| drop(reply.send(Ok(w.rules.rows()[&()].clone())))));
@@ -555,6 +561,22 @@ impl World {
             self.policy_ids.insert(key, id);
             id
         })
+    }
+
+    /// Whether every endpoint's policy could be written with these rules. Nothing is changed.
+    fn would_fit(&mut self, rules: &[Rule]) -> Result<(), ControlError> {
+        let mut trial = self.repository.clone();
+        trial.import(rules.to_vec());
+        let rows = self.endpoints.rows();
+        let subjects: BTreeSet<Labels> = rows.values().map(|s| s.record.labels.clone()).collect();
+        for labels in subjects {
+            let p = resolve(&trial, &mut self.cache, &labels, self.mode, self.host_always);
+            for direction in Direction::ALL {
+                blocks(POLICY_FIRST, direction, p.direction(direction), &mut |_| 1)
+                    .map_err(|e| ControlError::TooLarge(format!("{} policy of endpoints with labels [{labels}]: {e}", direction.as_str())))?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings policies and endpoint rows up to the rules and identities that are known now.

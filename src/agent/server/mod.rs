@@ -59,6 +59,7 @@ impl From<ControlError> for Failure {
             ControlError::NameTaken { .. } | ControlError::InterfaceTaken { .. } => Self::new(StatusCode::CONFLICT, "conflict", e),
             ControlError::Ipam(_) => Self::new(StatusCode::CONFLICT, "conflict", e),
             ControlError::Labels(_) => Self::invalid("labels", e),
+            ControlError::TooLarge(_) => Self::invalid("toPorts", e),
             ControlError::Identity(_) | ControlError::Stopping => Self::failed(e),
         }
     }

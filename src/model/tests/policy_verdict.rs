@@ -125,8 +125,9 @@ fn peers_of_a_rule() {
         // S8, S23: the rule's scope.
         (bare("{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}"), endpoints.clone()),
         (ccnp("p", "{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}"), endpoints),
-        (cnp("p", "{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}"), vec![WEB, DB]),
-        (cnp("p", "{endpointSelector: {}, ingress: [{fromEndpoints: [{matchLabels: {app: web}}]}]}"), vec![WEB]),
+        // An endpoint without a namespace is in `default`.
+        (cnp("p", "{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}"), vec![WEB, DB, PLAIN]),
+        (cnp("p", "{endpointSelector: {}, ingress: [{fromEndpoints: [{matchLabels: {app: web}}]}]}"), vec![WEB, PLAIN]),
         (
             cnp(
                 "p",
@@ -196,7 +197,7 @@ fn a_namespaced_policy_selects_in_its_namespace() {
     let p = |subject| policy(&text, subject, EnforcementMode::Default);
     assert_ne!(*p(WEB).ingress, DirectionPolicy::Open);
     assert_eq!(*p(OTHER).ingress, DirectionPolicy::Open);
-    assert_eq!(*p(PLAIN).ingress, DirectionPolicy::Open);
+    assert_ne!(*p(PLAIN).ingress, DirectionPolicy::Open);
     let text = text.replace("name: p", "name: p, namespace: other");
     let p = |subject| policy(&text, subject, EnforcementMode::Default);
     assert_eq!(*p(WEB).ingress, DirectionPolicy::Open);
@@ -334,13 +335,16 @@ fn chains_of_blocks() {
             assert!(!judge(&p.ingress, Direction::Ingress, WORLD, 1001 + 2 * n, TCP).allowed());
         }
     }
-    let many: Vec<String> = (0..40).map(|n| format!("{{port: {}}}", 1000 + 2 * n)).collect();
-    let text =
-        bare(&format!("{{endpointSelector: {{}}, ingress: [{{fromEntities: [host], toPorts: [{{ports: [{}]}}]}}]}}", many.join(",")));
+    let list = |from: u16| (0..40).map(|n| format!("{{port: {}}}", from + 2 * n)).collect::<Vec<_>>().join(",");
+    let text = bare(&format!(
+        "{{endpointSelector: {{}}, ingress: [{{fromEntities: [host], toPorts: [{{ports: [{}]}}, {{ports: [{}]}}]}}]}}",
+        list(1000),
+        list(2000)
+    ));
     let p = policy(&text, WEB, EnforcementMode::Default);
     let err = block::blocks(5, Direction::Ingress, &p.ingress, &mut |_| 9).unwrap_err();
-    assert_eq!((err.peer.get(), err.rules), (HOST, 120));
-    assert!(err.to_string().contains("64"), "{err}");
+    assert_eq!((err.peer.get(), err.rules), (HOST, 240));
+    assert!(err.to_string().contains("128"), "{err}");
 }
 
 #[test]

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `pilus status`, `bpf`, `monitor` and `template`.
+
+use super::reference;
+use clap::{Args, Subcommand, ValueEnum};
+
+/// `pilus status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print only the state
+    #[arg(long, conflicts_with = "verbose")]
+    pub brief: bool,
+    /// Print also what is of interest when something is wrong
+    #[arg(long)]
+    pub verbose: bool,
+    /// Return when the agent is well
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, or for the answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+}
+
+/// `pilus bpf`.
+#[derive(Debug, Subcommand)]
+pub enum BpfCommand {
+    /// Connections
+    #[command(subcommand)]
+    Ct(CtCommand),
+    /// Rules as the programs look them up
+    #[command(subcommand)]
+    Policy(ListCommand),
+    /// Identity and location of addresses
+    #[command(subcommand)]
+    Ipcache(ListCommand),
+    /// Rows of endpoints
+    #[command(subcommand)]
+    Endpoint(ListCommand),
+    /// Counters of packets and drops
+    #[command(subcommand)]
+    Metrics(ListCommand),
+}
+
+/// `pilus bpf ct`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum CtCommand {
+    /// List connections
+    List,
+    /// Forget all connections; policy judges their next packets anew
+    Flush,
+}
+
+/// `pilus bpf MAP`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum ListCommand {
+    /// List the entries
+    List,
+}
+
+/// `pilus monitor`.
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Follow what happens to packets, one event a line, until interrupted. Times are UTC.\n\n\
+    Dropped packets are reported unless an endpoint's option DropNotification is false; \
+    for those let through set its option Trace (see `pilus endpoint config --help`).",
+    after_long_help = "Examples:\n  pilus monitor -t drop\n  pilus monitor --related-to web --hex\n  pilus monitor -t drop -n 1 -o json"
+)]
+pub struct MonitorArgs {
+    /// Only events of this type; repeatable
+    #[arg(short = 't', long = "type", value_name = "TYPE", value_enum)]
+    pub types: Vec<EventType>,
+    /// Only packets from this endpoint; repeatable
+    #[arg(long, value_name = "E", value_parser = reference)]
+    pub from: Vec<String>,
+    /// Only packets to this endpoint; repeatable
+    #[arg(long, value_name = "E", value_parser = reference)]
+    pub to: Vec<String>,
+    /// Only packets from or to this endpoint; repeatable
+    #[arg(long, value_name = "E", value_parser = reference)]
+    pub related_to: Vec<String>,
+    /// Print the first bytes of each packet
+    #[arg(long)]
+    pub hex: bool,
+    /// Print also interfaces, and at the end a summary on stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// End after this many events
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// Types of events that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EventType {
+    /// A packet was dropped
+    Drop,
+    /// A packet passed a point of the datapath
+    Trace,
+    /// Policy decided about a new connection
+    PolicyVerdict,
+    /// A program tells what it does
+    Debug,
+    /// A packet as it was at some point
+    Capture,
+    /// The agent tells what it does
+    Agent,
+}
+
+impl EventType {
+    /// Name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            EventType::Drop => "drop",
+            EventType::Trace => "trace",
+            EventType::PolicyVerdict => "policy-verdict",
+            EventType::Debug => "debug",
+            EventType::Capture => "capture",
+            EventType::Agent => "agent",
+        }
+    }
+}
+
+/// `pilus template`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// Show which templates run, and whether those on disk differ
+    Status,
+    /// Build and verify the edited templates without running them; exits 1 if they do not
+    Check,
+    /// Build the edited templates and swap them in under traffic; exits 1 and changes nothing if they do not build
+    Apply,
+}

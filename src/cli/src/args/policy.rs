@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `pilus policy`.
+
+use super::non_empty;
+use clap::{Args, Subcommand};
+
+/// `pilus policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Import rules: all of them or none
+    Import(ImportArgs),
+    /// Show the rules in force
+    Get {
+        /// Only rules that carry this label; repeatable
+        #[arg(short, long = "label", value_name = "LABEL", value_parser = non_empty)]
+        labels: Vec<String>,
+    },
+    /// Remove rules
+    #[command(after_long_help = "Examples:\n  pilus policy delete app=shop\n  pilus policy delete --all")]
+    #[command(group(clap::ArgGroup::new("which").required(true).args(["labels", "all"])))]
+    Delete {
+        /// Labels, all of which a rule must carry to be removed
+        #[arg(value_name = "LABEL", value_parser = non_empty)]
+        labels: Vec<String>,
+        /// Every rule
+        #[arg(long)]
+        all: bool,
+    },
+    /// Wait until every endpoint has realised a revision
+    Wait {
+        /// The revision that an import printed
+        revision: u64,
+        /// How long to wait
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u64,
+    },
+}
+
+/// `pilus policy import`.
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Import rules: all of them or none.\n\n\
+    Takes CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and NetworkPolicy objects and bare lists of rules, as YAML or JSON, \
+    any number of documents in a file. Of a directory, the files *.yaml, *.yml and *.json in it are taken, in the order of their names.",
+    after_long_help = "Examples:\n  pilus policy import web.yaml --wait\n  pilus policy import /etc/pilus/policies\n  \
+    kubectl get cnp -A -o yaml | pilus policy import -"
+)]
+pub struct ImportArgs {
+    /// Files, directories, or - for standard input
+    #[arg(value_name = "PATH", required = true, value_parser = non_empty)]
+    pub paths: Vec<String>,
+    /// Return when every endpoint enforces the rules
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "wait")]
+    pub timeout: u64,
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `pilus policy`.
+
+use crate::args::PolicyCommand;
+use crate::args::policy::ImportArgs;
+use crate::failure::Failure;
+use crate::output::{Output, note};
+use anyhow::Context;
+use pilus_api::Client;
+use pilus_api::client::PolicyScope;
+use pilus_api::types::{PolicyDocument, PolicyImport, PolicyModel, PolicyWait};
+use serde_json::Value;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Runs one of the commands.
+pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> Result<(), Failure> {
+    match command {
+        PolicyCommand::Import(args) => import(client, out, &args).await,
+        PolicyCommand::Get { labels } => out.show(&client.policy(&labels).await?, rules),
+        PolicyCommand::Delete { labels, all } => {
+            let scope = if all { PolicyScope::All } else { PolicyScope::Labels(labels) };
+            let revision = client.delete_policy(&scope).await?;
+            if revision.deleted == 0 {
+                note("no rule was removed");
+            }
+            out.show(&revision, |out, r| out.line(&format!("Revision: {}", r.revision)))
+        }
+        PolicyCommand::Wait { revision, timeout } => {
+            let wait = client.wait_policy(revision, Duration::from_secs(timeout)).await?;
+            out.show(&wait, |out, wait| out.line(&format!("Revision: {}", wait.revision)))?;
+            realised(revision, &wait)
+        }
+    }
+}
+
+async fn import(client: &Client, out: &mut Output, args: &ImportArgs) -> Result<(), Failure> {
+    let documents = documents(&args.paths, &mut io::stdin().lock())?;
+    let revision = client.import_policy(&PolicyImport { documents }).await?;
+    out.show(&revision, |out, r| out.line(&format!("Revision: {}", r.revision)))?;
+    if args.wait {
+        let wait = client.wait_policy(revision.revision, Duration::from_secs(args.timeout)).await?;
+        realised(revision.revision, &wait)?;
+    }
+    Ok(())
+}
+
+fn realised(revision: u64, wait: &PolicyWait) -> Result<(), Failure> {
+    if wait.realised {
+        return Ok(());
+    }
+    let waiting = if wait.waiting.is_empty() { "the agent".to_owned() } else { wait.waiting.join(", ") };
+    Err(Failure::new(format!("revision {revision} is not yet realised by {waiting}; see: pilus endpoint log")))
+}
+
+/// Reads everything before anything is sent.
+fn documents(paths: &[String], stdin: &mut impl Read) -> Result<Vec<PolicyDocument>, Failure> {
+    if paths.iter().filter(|path| *path == "-").count() > 1 {
+        return Err(Failure::Usage("standard input (-) can be read only once".to_owned()));
+    }
+    let mut documents = Vec::new();
+    for path in paths {
+        if path == "-" {
+            let mut text = String::new();
+            stdin.read_to_string(&mut text).context("cannot read standard input")?;
+            documents.push(PolicyDocument { name: "stdin".to_owned(), text });
+            continue;
+        }
+        let kind = fs::metadata(path).with_context(|| format!("cannot read {path}"))?;
+        let files = if kind.is_dir() { directory(Path::new(path))? } else { vec![PathBuf::from(path)] };
+        for file in files {
+            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            documents.push(PolicyDocument { name: file.display().to_string(), text });
+        }
+    }
+    Ok(documents)
+}
+
+/// Policy files of a directory, by name.
+fn directory(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let cannot = || format!("cannot list {}", dir.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).with_context(cannot)? {
+        let path = entry.with_context(cannot)?.path();
+        let wanted = path.extension().and_then(|e| e.to_str()).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"));
+        // A dangling link counts as a file, so that reading it says what is wrong.
+        if wanted && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return Err(Failure::new(format!("{} holds no *.yaml, *.yml or *.json", dir.display())));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
+    let row = |rule: &Value| {
+        let peers = |direction: &str| match &rule[direction] {
+            Value::Array(list) => list.len().to_string(),
+            _ => String::new(),
+        };
+        let selector = ["endpointSelector", "nodeSelector"].iter().map(|key| &rule[key]).find(|v| !v.is_null());
+        let labels = rule["labels"].as_array().map(|l| l.iter().map(label).collect::<Vec<_>>().join(",")).unwrap_or_default();
+        let description = rule["description"].as_str().unwrap_or_default().to_owned();
+        vec![selector.map(compact).unwrap_or_default(), peers("ingress"), peers("egress"), labels, description]
+    };
+    let rows: Vec<_> = policy.rules.iter().map(row).collect();
+    out.table(&["selector", "ingress", "egress", "labels", "description"], &rows)?;
+    out.line(&format!("Revision: {} ({} rules; -o yaml shows them whole)", policy.revision, policy.rules.len()))
+}
+
+/// A selector in a few words.
+fn compact(selector: &Value) -> String {
+    let labels = selector["matchLabels"].as_object().into_iter().flatten();
+    let mut parts: Vec<String> = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let (key, operator) = (expression["key"].as_str().unwrap_or_default(), expression["operator"].as_str().unwrap_or_default());
+        let part = if values.is_empty() { format!("{key} {operator}") } else { format!("{key} {operator} ({})", values.join(",")) };
+        parts.push(part);
+    }
+    if parts.is_empty() { "all".to_owned() } else { parts.join(",") }
+}
+
+/// A label, written as a string or taken apart.
+fn label(value: &Value) -> String {
+    if let Some(text) = value.as_str() {
+        return text.to_owned();
+    }
+    let part = |name: &str| value[name].as_str().unwrap_or_default();
+    let source = if part("source").is_empty() { String::new() } else { format!("{}:", part("source")) };
+    let text = if part("value").is_empty() { String::new() } else { format!("={}", part("value")) };
+    format!("{source}{}{text}", part("key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_directory_gives_its_policy_files_by_name() {
+        let dir = tempfile::TempDir::new().unwrap();
+        for name in ["b.json", "a.yml", "c.yaml", "notes.txt"] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        fs::create_dir(dir.path().join("d.yaml")).unwrap();
+        let path = dir.path().display().to_string();
+        let read = documents(&[path, "-".to_owned()], &mut "from stdin".as_bytes()).unwrap();
+        let texts: Vec<&str> = read.iter().map(|d| d.text.as_str()).collect();
+        assert_eq!(texts, ["a.yml", "b.json", "c.yaml", "from stdin"]);
+        assert_eq!(read[3].name, "stdin");
+        assert!(read[0].name.ends_with("/a.yml"));
+    }
+
+    #[test]
+    fn selectors_and_labels_in_short() {
+        let selector =
+            json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["a", "b"]}]});
+        assert_eq!(compact(&selector), "app=web,tier In (a,b)");
+        assert_eq!(compact(&json!({})), "all");
+        assert_eq!(label(&json!("k8s:a=b")), "k8s:a=b");
+        assert_eq!(label(&json!({"source": "k8s", "key": "a", "value": "b"})), "k8s:a=b");
+    }
+}
