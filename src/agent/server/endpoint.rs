@@ -305,15 +305,6 @@ async fn change_options(agent: &Agent, id: &str, changes: BTreeMap<String, Strin
     Ok(accepted)
 }
 
-pub async fn patch_config(
-    State(agent): State<App>,
-    Path(id): Path<String>,
-    Body(changes): Body<BTreeMap<String, String>>,
-) -> Result<Json<EndpointModel>, Failure> {
-    let accepted = change_options(&agent, &id, changes).await?;
-    Ok(Json(answer(&agent, &accepted).await?))
-}
-
 pub async fn patch_options(
     State(agent): State<App>,
     Path(id): Path<String>,

@@ -25,11 +25,10 @@ pub struct Filter {
     related: Option<String>,
 }
 
-/// An endpoint as a filter names it: id or name.
+/// An endpoint as a filter names it: ids or names, comma separated.
 fn is(peer: &Option<PeerModel>, wanted: &str) -> bool {
-    peer.as_ref().is_some_and(|p| {
-        wanted.parse() == Ok(p.endpoint) || (!p.name.is_empty() && wanted.strip_prefix("name:").unwrap_or(wanted) == p.name)
-    })
+    let named = |p: &PeerModel, w: &str| w.parse() == Ok(p.endpoint) || (!p.name.is_empty() && w.strip_prefix("name:").unwrap_or(w) == p.name);
+    peer.as_ref().is_some_and(|p| wanted.split(',').any(|w| named(p, w)))
 }
 
 impl Filter {

@@ -106,7 +106,7 @@ pub fn router(agent: App) -> Router {
         .route("/v1/healthz", get(node::healthz))
         .route("/v1/config", get(node::config).patch(node::patch_config))
         .route("/v1/endpoint", get(endpoint::list))
-        .route("/v1/endpoint/{id}", get(endpoint::show).put(endpoint::add).patch(endpoint::patch_config).delete(endpoint::delete))
+        .route("/v1/endpoint/{id}", get(endpoint::show).put(endpoint::add).patch(endpoint::patch_options).delete(endpoint::delete))
         .route("/v1/endpoint/{id}/config", get(endpoint::config).patch(endpoint::patch_options))
         .route("/v1/endpoint/{id}/labels", get(endpoint::labels).patch(endpoint::patch_labels))
         .route("/v1/endpoint/{id}/log", get(endpoint::log))
