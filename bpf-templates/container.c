@@ -10,6 +10,7 @@
 static __always_inline int from_container_stages(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
 {
 	struct endpoint *dst;
+	__be32 target[4];
 	struct ethhdr eth;
 	int ret;
 
@@ -37,6 +38,11 @@ static __always_inline int from_container_stages(struct __sk_buff *ctx, struct p
 		dst = endpoint_row(SLOT_HOST);
 		if (p->dst_slot != SLOT_HOST || p->icmp_type != ICMP6_NA || p->hops != ND_HOPS || !dst)
 			return answer_nd(ctx, p, row);
+		/* It answers for itself only. */
+		if (bpf_skb_load_bytes(ctx, p->l4_off + 8, target, sizeof(target)) < 0 ||
+		    (!addr_equal(target, EP_IP6(row)) && !ipv6_is_link_local_of(target, EP_MAC(row))))
+			return -DROP_NEIGHBOUR;
+		p->point = TRACE_TO_HOST;
 		ret = headers_pull(ctx);
 		return ret < 0 ? ret : deliver(ctx, dst, SLOT_HOST, 0);
 	}

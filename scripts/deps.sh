@@ -18,7 +18,7 @@ bpftool             a second opinion on programs and maps, in tests and by hand
 iproute2            ip and tc: namespaces and a second opinion on devices and filters, in tests and demo
 iputils-ping        traffic of tests and demo
 curl                HTTP over TCP and over unix sockets, in tests and demo
-python3-minimal     small servers and clients of tests and demo
+python3             small servers and clients of tests and demo
 ca-certificates     cargo and curl check certificates with it
 qemu-system-x86     make test-kernels: boots other kernels
 busybox-static      make test-kernels: the guest starts from it

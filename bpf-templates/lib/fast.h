@@ -9,13 +9,20 @@
 #include "deliver.h"
 #include "finish.h"
 
+enum {
+	FLOW_BUSY = 200, /* jiffies, less than any idle time */
+	NO_PORTS = 1 << 20, /* longer than any packet */
+};
+
 /* The entry's verdict holds: same sender, no epoch moved, nothing special. Returns the receiver's row. */
 static __always_inline struct endpoint *flow_usable(const struct flow *h, struct endpoint *src, __u32 slot, __u32 side)
 {
-	__u32 from = flow_from(h, side);
+	__u32 from = flow_from(h, side), idle = (__u32)bpf_jiffies64() - h->last;
 	struct endpoint *dst;
 
-	if (h->flags & FLOW_SLOW || (h->flags & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
+	/* An entry that was idle may have expired: the difference's sign says so, without a branch. */
+	if ((h->flags & FLOW_SLOW) | (FLOW_BUSY - idle) >> 31 ||
+	    (h->flags & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B))
 		return 0;
 	/* The first packet back must mark the entry. */
 	if (!(h->flags & FLOW_REPLY) && !!(h->flags & FLOW_OPENER_B) != side)
@@ -48,28 +55,28 @@ static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, s
 	return ret;
 }
 
-/* Ports of the packets that need no slow path; 0 if it is none. `l4` points behind the IP header. */
-static __always_inline int fast_ports(void *l4, void *end, __u8 proto, __be16 *sport, __be16 *dport)
+/* Ports of the packets that need no slow path; returns the header's length or NO_PORTS. `l4` points behind the IP header. */
+static __always_inline __u32 fast_ports(void *l4, void *end, __u8 proto, __be16 *sport, __be16 *dport)
 {
 	if (proto == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
 
 		if ((void *)(tcp + 1) > end || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST) || tcp->doff < 0x50)
-			return 0;
+			return NO_PORTS;
 		*sport = tcp->source;
 		*dport = tcp->dest;
-		return 1;
+		return tcp->doff >> 2 & 0x3c;
 	}
 	if (proto == IPPROTO_UDP) {
 		__be16 *ports = l4;
 
 		if (l4 + 8 > end)
-			return 0;
+			return NO_PORTS;
 		*sport = ports[0];
 		*dport = ports[1];
-		return 1;
+		return 8;
 	}
-	return 0;
+	return NO_PORTS;
 }
 
 static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
@@ -81,14 +88,15 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	__be16 sport, dport;
 	struct endpoint *dst;
 	struct flow4 *f;
-	__u32 side;
+	__u32 side, hlen;
 
 	if ((void *)(ip + 1) > end || ip->vihl != 0x45 || ip->frag_off & bpf_htons(IP_FRAGMENT_MASK) || ip->ttl <= 1 ||
 	    bpf_ntohs(ip->tot_len) + ETH_HLEN > ctx->len)
 		return ACT_MISS;
 	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
 		return ACT_MISS;
-	if (!fast_ports(ip + 1, end, ip->protocol, &sport, &dport))
+	hlen = fast_ports(ip + 1, end, ip->protocol, &sport, &dport);
+	if (sizeof(*ip) + hlen > bpf_ntohs(ip->tot_len))
 		return ACT_MISS;
 	side = flow_key4_make(&key, ip->saddr, ip->daddr, sport, dport, ip->protocol);
 	f = bpf_map_lookup_elem(&flow4, &key);
@@ -107,14 +115,15 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	__be16 sport, dport;
 	struct endpoint *dst;
 	struct flow6 *f;
-	__u32 side;
+	__u32 side, hlen;
 
 	if ((void *)(ip + 1) > end || (ip->vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) || ip->hop_limit <= 1 ||
 	    bpf_ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > ctx->len)
 		return ACT_MISS;
 	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
 		return ACT_MISS;
-	if (!fast_ports(ip + 1, end, ip->nexthdr, &sport, &dport))
+	hlen = fast_ports(ip + 1, end, ip->nexthdr, &sport, &dport);
+	if (hlen > bpf_ntohs(ip->payload_len))
 		return ACT_MISS;
 	side = flow_key6_make(&key, ip->saddr, ip->daddr, sport, dport, ip->nexthdr);
 	f = bpf_map_lookup_elem(&flow6, &key);

@@ -42,6 +42,12 @@ static __always_inline int icmp_is_error(__u8 proto, __u8 type)
 	return type >= ICMP6_UNREACHABLE && type <= ICMP6_PARAMETER;
 }
 
+/* In place of a port where there is no identifier, so that a verdict on one kind of message is none on another. */
+static __always_inline __be16 icmp_kind_port(__u8 type)
+{
+	return bpf_htons(0x100 | type);
+}
+
 static __always_inline int icmp6_is_nd(__u8 type)
 {
 	return (type >= ICMP6_MLD_QUERY && type <= ICMP6_REDIRECT) || type == ICMP6_MLD2_REPORT;

@@ -44,10 +44,16 @@ static __always_inline int parse_icmp(struct __sk_buff *ctx, struct packet *p, _
 	if (icmp_is_echo(p->proto, icmp.type)) {
 		p->sport = icmp.id;
 		p->dport = icmp.id;
-	} else if (icmp_is_error(p->proto, icmp.type)) {
+		return 0;
+	}
+	p->dport = icmp_kind_port(icmp.type);
+	if (icmp_is_error(p->proto, icmp.type)) {
 		p->kind = PKT_ERROR;
 	} else if (p->proto == IPPROTO_ICMPV6 && icmp6_is_nd(icmp.type)) {
 		p->kind = PKT_ND;
+		/* Both name a target (RFC 4861, 7.1). */
+		if ((icmp.type == ICMP6_NS || icmp.type == ICMP6_NA) && p->l4_off + 24 > end)
+			return -DROP_TRUNCATED_L4;
 	}
 	return 0;
 }

@@ -238,6 +238,7 @@ __noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packe
 		q->icmp_type = (__u8)l4[0];
 		if (icmp_is_error(q->proto, q->icmp_type))
 			return -DROP_INVALID_PACKET; /* an error about an error */
+		q->dport = icmp_kind_port(q->icmp_type);
 		if (icmp_is_echo(q->proto, q->icmp_type)) {
 			q->sport = l4[2];
 			q->dport = l4[2];

@@ -1,2 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-fn main() {}
+//! The BPF programs, run by `BPF_PROG_TEST_RUN` on packets from tables of scenarios.
+
+mod budget;
+mod closing;
+mod flow;
+mod fuzz;
+mod gateway;
+mod host;
+mod malformed;
+mod policy;
+mod reasons;
+mod related;
+mod source;

@@ -11,5 +11,7 @@ pub mod outcome;
 pub mod packet;
 pub mod sandbox;
 pub mod scenario;
+pub mod tuple;
+pub mod who;
 pub mod wire;
 pub mod world;

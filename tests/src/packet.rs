@@ -80,7 +80,11 @@ pub struct V6 {
 #[derive(Clone, Debug)]
 pub enum Ext {
     /// Hop-by-hop, routing, destination options: `6 + 8 n` bytes of body; `len` overrides n.
-    Options { kind: u8, body: Vec<u8>, len: Option<u8> },
+    Options {
+        kind: u8,
+        body: Vec<u8>,
+        len: Option<u8>,
+    },
     Fragment {
         offset: u16,
         more: bool,
@@ -152,16 +156,9 @@ impl Packet {
                 proto: None,
                 checksum: None,
             })),
-            (IpAddr::V6(src), IpAddr::V6(dst)) => Self::with_net(Net::V6(V6 {
-                src,
-                dst,
-                hops: 64,
-                flow: 0,
-                ext: Vec::new(),
-                version: 6,
-                payload_len: None,
-                next: None,
-            })),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                Self::with_net(Net::V6(V6 { src, dst, hops: 64, flow: 0, ext: Vec::new(), version: 6, payload_len: None, next: None }))
+            }
             _ => panic!("{src} and {dst} are of two families"),
         };
         if dst.is_multicast() || dst == IpAddr::V4(Ipv4Addr::BROADCAST) {
@@ -301,7 +298,13 @@ impl Packet {
             L4::None => NO_NEXT,
             L4::Tcp { .. } => TCP,
             L4::Udp { .. } => UDP,
-            L4::Icmp { .. } => if matches!(self.net, Net::V6(_)) { ICMPV6 } else { ICMP },
+            L4::Icmp { .. } => {
+                if matches!(self.net, Net::V6(_)) {
+                    ICMPV6
+                } else {
+                    ICMP
+                }
+            }
             L4::Sctp { .. } => SCTP,
             L4::Raw { proto, .. } => *proto,
         }

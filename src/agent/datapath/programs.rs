@@ -101,6 +101,10 @@ impl Programs {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 
+    pub fn is_loaded(&self, key: ObjectKey) -> bool {
+        self.known(key).is_some()
+    }
+
     /// The shape of a rendered header: loaded already, pinned by an earlier agent, or compiled and loaded now.
     pub async fn get(&self, templates: &Templates, rendered: &Rendered, build: Build) -> Result<Arc<Shape>, ProgramError> {
         let key = shape_key(templates, rendered, build);

@@ -9,7 +9,7 @@ use crate::reconcile::Status;
 use axum::Json;
 use axum::extract::State;
 use pilus_api::types::{TemplateResult, TemplateStatus};
-use pilus_codegen::{Build, EndpointConfig, NodeConfig, Severity, Templates, syntax_check};
+use pilus_codegen::{Build, EndpointConfig, NodeConfig, Severity, Templates, shape_key, syntax_check};
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -77,6 +77,14 @@ async fn syntax(agent: &Agent, templates: &Templates) -> Vec<String> {
     lines
 }
 
+/// Whether both programs of the tree are in the kernel.
+fn loaded(agent: &Agent, templates: &Templates) -> bool {
+    let node = NodeConfig { features: agent.endpoints.features.clone() };
+    [templates.render_container(&sample(agent)), templates.render_netdev(&node)]
+        .iter()
+        .all(|r| r.as_ref().is_ok_and(|r| agent.programs.is_loaded(shape_key(templates, r, Build::Shared))))
+}
+
 /// Compiles and loads (so that the verifier has its say) everything that the tree would put in place; attaches nothing.
 async fn load_all(agent: &Agent, templates: &Templates) -> Result<(), Vec<String>> {
     let config = NodeConfig { features: agent.endpoints.features.clone() };
@@ -98,9 +106,12 @@ async fn examine(agent: &Agent) -> Result<Templates, TemplateResult> {
     if hash == agent.templates.current().tree_hash() {
         return Ok(templates);
     }
-    let diagnostics = syntax(agent, &templates).await;
-    if !diagnostics.is_empty() {
-        return Err(result(false, &hash, 0, diagnostics));
+    // What is loaded already was accepted before; the front end's quick answer is for what is new.
+    if !loaded(agent, &templates) {
+        let diagnostics = syntax(agent, &templates).await;
+        if !diagnostics.is_empty() {
+            return Err(result(false, &hash, 0, diagnostics));
+        }
     }
     load_all(agent, &templates).await.map_err(|d| result(false, &hash, 0, d))?;
     Ok(templates)
@@ -164,7 +175,7 @@ async fn clean(agent: &Agent) {
         let mut used = agent.shapes_in_use(&host);
         // The shape of the next container.
         if let Ok(rendered) = agent.templates.current().render_container(&sample(agent)) {
-            used.insert(pilus_codegen::shape_key(&agent.templates.current(), &rendered, Build::Shared).short());
+            used.insert(shape_key(&agent.templates.current(), &rendered, Build::Shared).short());
         }
         // A program that waits for its endpoint's turn is in use too.
         let pending = agent.readers.status.snapshot().rows.values().any(|s| s.state != pilus_model::endpoint::EndpointState::Ready);

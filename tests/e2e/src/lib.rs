@@ -4,6 +4,7 @@
 pub mod container;
 pub mod icmp;
 pub mod node;
+pub mod traffic;
 
 pub use container::Container;
 pub use node::{Node, NodeOptions};

@@ -2,7 +2,6 @@
 //! `pilus endpoint`.
 
 use super::{key_value, non_empty, reference};
-use clap::builder::ArgPredicate;
 use clap::{Args, Subcommand, ValueEnum};
 use pilus_api::types::Build;
 
@@ -106,7 +105,7 @@ pub struct AddArgs {
     #[arg(long)]
     pub no_wait: bool,
     /// Return when traffic flows, which is the default
-    #[arg(long, conflicts_with = "no_wait", default_value_if("no_wait", ArgPredicate::IsPresent, "false"))]
+    #[arg(long, conflicts_with = "no_wait")]
     pub wait: bool,
 }
 

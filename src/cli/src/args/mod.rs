@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 /// Client of pilus-agent: container networking and security with eBPF.
 #[derive(Debug, Parser)]
-#[command(name = "pilus", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "pilus", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(long_about = "Client of pilus-agent: container networking and security with eBPF.\n\n\
     It needs no privileges of its own, only access to the agent's socket. \
     The exit status is 0 when done, 1 when something failed or was not found, 2 for wrong usage.")]
@@ -31,7 +31,7 @@ pub struct Cli {
 #[derive(Args, Debug)]
 pub struct Global {
     /// Socket of the agent
-    #[arg(long, global = true, env = "PILUS_SOCKET", value_name = "PATH", default_value = pilus_api::client::DEFAULT_SOCKET)]
+    #[arg(long, global = true, env = "PILUS_SOCKET", hide_env_values = true, value_name = "PATH", default_value = pilus_api::client::DEFAULT_SOCKET)]
     #[arg(help_heading = "Global options")]
     pub socket: PathBuf,
     /// Output format

@@ -16,7 +16,7 @@ use std::path::Path;
 /// Runs one of the commands.
 pub async fn run(client: &Client, out: &mut Output, command: EndpointCommand) -> Result<(), Failure> {
     match command {
-        EndpointCommand::List => out.show(&client.endpoints().await?, list),
+        EndpointCommand::List => out.show(&client.endpoints().await?, |out, endpoints| list(out, endpoints)),
         EndpointCommand::Get(one) => out.show(&client.endpoint(&one.endpoint).await?, details),
         EndpointCommand::Add(args) => add(client, out, args).await,
         EndpointCommand::Delete(args) => delete(client, out, args).await,
@@ -59,7 +59,7 @@ pub async fn run(client: &Client, out: &mut Output, command: EndpointCommand) ->
 }
 
 async fn add(client: &Client, out: &mut Output, args: AddArgs) -> Result<(), Failure> {
-    let wait = args.wait || !args.no_wait;
+    let wait = !args.no_wait;
     let request = EndpointRequest {
         netns: namespace(args.netns.as_deref(), args.pid)?,
         name: args.name,
@@ -142,7 +142,7 @@ fn addresses(endpoint: &EndpointModel) -> String {
     v6.into_iter().chain(v4).collect::<Vec<_>>().join(" ")
 }
 
-fn list(out: &mut Output, endpoints: &Vec<EndpointModel>) -> io::Result<()> {
+fn list(out: &mut Output, endpoints: &[EndpointModel]) -> io::Result<()> {
     let headers = ["id", "name", "state", "identity", "ingress", "egress", "ipv6", "ipv4", "labels"];
     let row = |e: &EndpointModel| {
         vec![

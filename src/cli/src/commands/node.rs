@@ -23,11 +23,12 @@ pub async fn status(client: Client, out: &mut Output, args: &StatusArgs) -> Resu
         (true, _) => out.line(&status.state),
         (false, verbose) => status_table(out, status, verbose),
     })?;
-    match status.state.as_str() {
-        "ok" => Ok(()),
-        state if args.wait => Err(Failure::new(format!("the agent is not well after {} s: {state}", args.timeout))),
-        state => Err(Failure::new(format!("the agent is not well: {state}"))),
+    if status.state == "ok" {
+        return Ok(());
     }
+    let waited = if args.wait { format!(" after {} s", args.timeout) } else { String::new() };
+    let why = if status.warnings.is_empty() { String::new() } else { format!(" ({})", status.warnings.join("; ")) };
+    Err(Failure::new(format!("the agent is not well{waited}: {}{why}", status.state)))
 }
 
 /// Polls until the state is ok. When the time is up: the last answer, whatever it was.

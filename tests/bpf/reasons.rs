@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every way to drop a packet is in some table.
+
+use pilus_codegen::{Build, Features, Templates};
+use pilus_loader::collection::{Collection, LoadOptions};
+use pilus_model::abi::DropReason::{self, *};
+use pilus_tests::objects::{compile, tree};
+use pilus_tests::sandbox::Sandbox;
+use pilus_tests::scenario::Scenario;
+use pilus_tests::world::Family;
+use pilus_tests::world::Who::{A, B};
+use pilus_tests::world::World;
+use std::collections::BTreeSet;
+
+/// Reasons that no packet of a test run can meet, and why.
+const UNREACHED: &[(DropReason, &str)] = &[
+    (WriteError, "bpf_skb_store_bytes, change_tail and pull_data fail only for a packet that the kernel cannot allocate memory for"),
+    (FlowInsertFailed, "an LRU table makes room; an update fails only where each CPU's last free element is in use at that moment"),
+    (SlotMismatch, "room: a flow of other endpoints is judged as a new one"),
+    (RedirectFailed, "room: the kernel redirects after the program has returned, so only real devices show it"),
+    (Custom, "only a user's own custom/container.c returns it; tried below"),
+];
+
+fn tables() -> Vec<Scenario> {
+    let tables = [
+        crate::closing::table,
+        crate::flow::table,
+        crate::gateway::table,
+        crate::host::table,
+        crate::malformed::table,
+        crate::policy::table,
+        crate::related::table,
+        crate::source::table,
+    ];
+    tables.iter().flat_map(|table| table()).collect()
+}
+
+/// Rows assert the reasons that they expect, so what they expect is what is reached.
+#[test]
+fn every_drop_reason_is_reached() {
+    let reached: BTreeSet<DropReason> = tables().iter().flat_map(|s| s.reasons().collect::<Vec<_>>()).collect();
+    let unreached: BTreeSet<DropReason> = UNREACHED.iter().map(|(r, _)| *r).collect();
+    let missing: Vec<_> = DropReason::ALL.iter().filter(|r| !reached.contains(r) && !unreached.contains(r)).collect();
+    assert!(missing.is_empty(), "no row is dropped for {missing:?}");
+    let both: Vec<_> = reached.intersection(&unreached).collect();
+    assert!(both.is_empty(), "{both:?} are reached after all");
+}
+
+#[test]
+fn rows_have_names_of_their_own() {
+    let mut names = BTreeSet::new();
+    let all = tables();
+    for scenario in &all {
+        assert!(names.insert(scenario.name), "two rows are called {}", scenario.name);
+    }
+    println!("{} rows", all.len());
+}
+
+/// Drops what a user's program drops: here, frames of 100 bytes and more on their way out, of 60 on their way in.
+const CUSTOM: &str = "/* SPDX-License-Identifier: GPL-2.0 */
+static __always_inline int custom_from_container(struct __sk_buff *ctx) { return ctx->len >= 100 ? -DROP_CUSTOM : 0; }
+static __always_inline int custom_to_container(struct __sk_buff *ctx) { return ctx->len >= 60 ? -DROP_CUSTOM : 0; }
+";
+
+#[test]
+fn a_custom_program_drops() {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, content) in Templates::load(tree()).unwrap().files() {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    std::fs::create_dir_all(dir.path().join("custom")).unwrap();
+    std::fs::write(dir.path().join("custom/container.c"), CUSTOM).unwrap();
+    let templates = Templates::load(dir.path()).unwrap();
+    for build in [Build::Shared, Build::Own] {
+        let elf = compile(&templates, &templates.render_container(&A.config(&Features::default())).unwrap(), build);
+        Sandbox::run(|sandbox| {
+            let world = World::new(sandbox, build, &Features::default());
+            let options = LoadOptions { name: "custom", ..LoadOptions::default() };
+            let object = Collection::load(sandbox.fs(), &elf, &options).unwrap();
+            let program = object.programs.iter().find(|p| p.name == "from_container").unwrap();
+            for family in Family::BOTH {
+                for (len, wanted) in [(0, vec![]), (20, vec![Custom]), (80, vec![Custom])] {
+                    let frame = World::frame(A, family.ip(A, B).udp(1, 53).filled(len));
+                    // An IPv6 frame without payload is 62 bytes long already.
+                    let wanted = if frame.len() < 60 {
+                        vec![]
+                    } else if frame.len() == 62 {
+                        vec![Custom]
+                    } else {
+                        wanted
+                    };
+                    let o = world.run(program, &World::context_of(A), &frame);
+                    assert_eq!(o.drops(), wanted, "{} bytes: {o}", frame.len());
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Traffic that counts itself.
+
+use crate::{Container, Family};
+use anyhow::Result as Anyhow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Packets on their way at one time: few enough that no queue overflows.
+const WINDOW: u64 = 32;
+/// How long the sender waits for an answer before it counts the window as lost.
+const LOST_AFTER: Duration = Duration::from_millis(500);
+
+/// What a run saw. Each packet is sent, received and answered once; `received` counts answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Result {
+    pub sent: u64,
+    pub received: u64,
+}
+
+/// UDP with a fixed window: a packet is sent only when an answer made room. Count-limited, so that no deadline cuts off
+/// packets on their way.
+pub struct ClosedLoop {
+    running: Arc<AtomicBool>,
+    client: std::thread::JoinHandle<Anyhow<Result>>,
+    server: std::thread::JoinHandle<Anyhow<()>>,
+}
+
+impl ClosedLoop {
+    pub fn start(client: &Container, server: &Container, family: Family, packets: u64) -> Anyhow<Self> {
+        let far = server.udp(family, 9000)?;
+        let near = client.udp(family, 0)?;
+        near.connect(SocketAddr::new(server.ip(family), 9000))?;
+        near.set_read_timeout(Some(LOST_AFTER))?;
+        let running = Arc::new(AtomicBool::new(true));
+        let done = Arc::clone(&running);
+        let echo = std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            loop {
+                let (n, from) = far.recv_from(&mut buffer)?;
+                if &buffer[..n] == b"end" {
+                    return Ok(());
+                }
+                far.send_to(&buffer[..n], from)?;
+            }
+        });
+        let stop = server.udp(family, 0)?;
+        let end_at = SocketAddr::new(server.ip(family), 9000);
+        let client = std::thread::spawn(move || {
+            let result = run(&near, packets);
+            done.store(false, Ordering::Relaxed);
+            // Inside the server's own namespace nothing can get lost.
+            stop.send_to(b"end", end_at)?;
+            result
+        });
+        Ok(Self { running, client, server: echo })
+    }
+
+    /// True until the last packet was answered.
+    pub fn running(&self) -> &AtomicBool {
+        &self.running
+    }
+
+    pub fn join(self) -> Result {
+        let result = self.client.join().expect("client thread").expect("client");
+        self.server.join().expect("server thread").expect("server");
+        result
+    }
+}
+
+fn run(near: &std::net::UdpSocket, packets: u64) -> Anyhow<Result> {
+    let (mut sent, mut received, mut lost) = (0u64, 0u64, 0u64);
+    let mut buffer = [0; 64];
+    while received + lost < packets {
+        while sent < packets && sent - received - lost < WINDOW {
+            near.send(&sent.to_be_bytes())?;
+            sent += 1;
+        }
+        match near.recv(&mut buffer) {
+            Ok(_) => received += 1,
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => lost = sent - received,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(Result { sent, received })
+}
