@@ -105,6 +105,7 @@ pub async fn drive<R: Reconcile>(
                     return;
                 }
                 snapshot = reader.take();
+                confirm(&snapshot, &done, &busy, &status);
                 // The change may be what a failed object was waiting for.
                 retries.values_mut().for_each(|r| r.at = Instant::now());
             }
@@ -115,6 +116,7 @@ pub async fn drive<R: Reconcile>(
                         retries.remove(&key);
                         match value {
                             Some(value) => {
+                                let revision = if snapshot.rows.get(&key) == Some(&value) { snapshot.revision } else { revision };
                                 done.insert(key.clone(), value);
                                 status.send_modify(|s| { Arc::make_mut(s).insert(key, Status::Done(revision)); });
                             }
@@ -145,6 +147,27 @@ pub async fn drive<R: Reconcile>(
     }
 }
 
+/// What a new snapshot leaves as it was is done as of that snapshot too.
+fn confirm<K: Ord + Clone, V: PartialEq>(
+    snapshot: &Snapshot<K, V>,
+    done: &BTreeMap<K, V>,
+    busy: &BTreeSet<K>,
+    status: &watch::Sender<Arc<BTreeMap<K, Status>>>,
+) {
+    status.send_if_modified(|s| {
+        let same: Vec<&K> =
+            done.iter().filter(|(k, v)| !busy.contains(*k) && snapshot.rows.get(*k) == Some(*v)).map(|(k, _)| k).collect();
+        let changed = !same.is_empty();
+        if changed {
+            let statuses = Arc::make_mut(s);
+            for key in same {
+                statuses.insert(key.clone(), Status::Done(snapshot.revision));
+            }
+        }
+        changed
+    });
+}
+
 fn due<K: Ord + Clone, V: PartialEq + Clone>(
     snapshot: &Snapshot<K, V>,
     done: &BTreeMap<K, V>,
@@ -167,4 +190,116 @@ fn due<K: Ord + Clone, V: PartialEq + Clone>(
         }
     }
     work
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::table;
+    use std::sync::Mutex;
+
+    /// A world of numbers in which chosen operations fail a given number of times.
+    #[derive(Default)]
+    struct Fake {
+        rows: Mutex<BTreeMap<u32, u32>>,
+        failures: Mutex<BTreeMap<u32, u32>>,
+        calls: Mutex<Vec<String>>,
+    }
+
+    impl Fake {
+        fn fails(&self, key: u32) -> bool {
+            let mut failures = self.failures.lock().expect("lock");
+            match failures.get_mut(&key) {
+                Some(0) | None => false,
+                Some(left) => {
+                    *left -= 1;
+                    true
+                }
+            }
+        }
+        fn rows(&self) -> Vec<(u32, u32)> {
+            self.rows.lock().expect("lock").iter().map(|(k, v)| (*k, *v)).collect()
+        }
+    }
+
+    impl Reconcile for Fake {
+        type Key = u32;
+        type Value = u32;
+        type Error = String;
+        const NAME: &'static str = "fake";
+        async fn update(&self, key: &u32, value: &u32) -> Result<(), String> {
+            self.calls.lock().expect("lock").push(format!("update {key}={value}"));
+            if self.fails(*key) {
+                return Err("injected".into());
+            }
+            self.rows.lock().expect("lock").insert(*key, *value);
+            Ok(())
+        }
+        async fn delete(&self, key: &u32) -> Result<(), String> {
+            self.calls.lock().expect("lock").push(format!("delete {key}"));
+            if self.fails(*key) {
+                return Err("injected".into());
+            }
+            self.rows.lock().expect("lock").remove(key);
+            Ok(())
+        }
+        async fn realised(&self) -> Result<Vec<u32>, String> {
+            Ok(self.rows.lock().expect("lock").keys().copied().collect())
+        }
+    }
+
+    async fn until(mut status: Statuses<u32>, wanted: impl Fn(&BTreeMap<u32, Status>) -> bool) {
+        status.wait_for(|s| wanted(s)).await.expect("driven");
+    }
+
+    fn start(fake: &Arc<Fake>) -> (crate::table::Writer<u32, u32>, Statuses<u32>) {
+        let (writer, reader) = table();
+        let (tx, rx) = watch::channel(Arc::default());
+        tokio::spawn(drive(Arc::clone(fake), reader, 4, tx));
+        (writer, rx)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_retried_and_shown() {
+        let fake = Arc::new(Fake::default());
+        fake.failures.lock().expect("lock").insert(2, 3);
+        let (mut writer, status) = start(&fake);
+        writer.upsert(1, 10);
+        let revision = writer.upsert(2, 20);
+        until(status.clone(), |s| matches!(s.get(&2), Some(Status::Failed(_, why)) if &**why == "injected")).await;
+        until(status.clone(), |s| s.get(&2) == Some(&Status::Done(revision))).await;
+        // What did not change is done as of the newest revision too.
+        until(status, |s| s.get(&1) == Some(&Status::Done(revision))).await;
+        assert_eq!(fake.rows(), [(1, 10), (2, 20)]);
+        assert_eq!(fake.calls.lock().expect("lock").iter().filter(|c| c.starts_with("update 2")).count(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_pruned_before_the_table_is_complete() {
+        let fake = Arc::new(Fake::default());
+        fake.rows.lock().expect("lock").extend([(7, 70), (8, 80)]);
+        let (mut writer, status) = start(&fake);
+        writer.upsert(8, 81);
+        until(status.clone(), |s| s.contains_key(&8)).await;
+        assert_eq!(fake.rows(), [(7, 70), (8, 81)]);
+        fake.failures.lock().expect("lock").insert(7, 2);
+        writer.set_initialised();
+        until(status.clone(), |s| matches!(s.get(&7), Some(Status::Failed(..)))).await;
+        until(status, |s| !s.contains_key(&7)).await;
+        assert_eq!(fake.rows(), [(8, 81)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removed_row_is_deleted_and_may_come_back() {
+        let fake = Arc::new(Fake::default());
+        let (mut writer, status) = start(&fake);
+        writer.upsert(1, 10);
+        until(status.clone(), |s| s.contains_key(&1)).await;
+        writer.remove(&1);
+        until(status.clone(), |s| !s.contains_key(&1)).await;
+        assert_eq!(fake.rows(), []);
+        writer.upsert(1, 11);
+        until(status, |s| s.contains_key(&1)).await;
+        assert_eq!(fake.rows(), [(1, 11)]);
+    }
 }

@@ -2,12 +2,15 @@
 //! `/v1/flows`: events as newline-delimited JSON, for as long as the client listens.
 
 use super::{App, Failure};
+use crate::agent::Agent;
+use crate::control::find_endpoint;
 use crate::monitor::agent_event;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::response::Response;
 use futures::StreamExt;
 use pilus_api::types::{FlowEvent, PeerModel};
+use pilus_model::endpoint::EndpointRef;
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio_stream::wrappers::BroadcastStream;
@@ -25,13 +28,28 @@ pub struct Filter {
     related: Option<String>,
 }
 
-/// An endpoint as a filter names it: ids or names, comma separated.
 fn is(peer: &Option<PeerModel>, wanted: &str) -> bool {
-    let named = |p: &PeerModel, w: &str| w.parse() == Ok(p.endpoint) || (!p.name.is_empty() && w.strip_prefix("name:").unwrap_or(w) == p.name);
-    peer.as_ref().is_some_and(|p| wanted.split(',').any(|w| named(p, w)))
+    peer.as_ref().is_some_and(|p| wanted.split(',').any(|id| id.parse() == Ok(p.endpoint)))
 }
 
 impl Filter {
+    /// Replaces references by ids: an endpoint is looked for once, when the client subscribes.
+    fn resolve(&mut self, agent: &Agent) -> Result<(), Failure> {
+        let rows = agent.readers.endpoints.snapshot().rows;
+        for field in [&mut self.from, &mut self.to, &mut self.related].into_iter().flatten() {
+            let ids: Result<Vec<String>, Failure> = field
+                .split(',')
+                .map(|text| {
+                    let endpoint: EndpointRef = text.parse().map_err(|e| Failure::invalid("endpoint", e))?;
+                    let found = find_endpoint(&rows, &endpoint).ok_or_else(|| Failure::not_found(format!("no endpoint {endpoint}")))?;
+                    Ok(found.record.id.to_string())
+                })
+                .collect();
+            *field = ids?.join(",");
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), Failure> {
         for t in self.types.iter().flat_map(|t| t.split(',')) {
             if !TYPES.contains(&t) {
@@ -42,6 +60,10 @@ impl Filter {
     }
 
     fn passes(&self, e: &FlowEvent) -> bool {
+        // What was lost concerns every filter.
+        if e.kind == "lost" {
+            return true;
+        }
         if self.types.as_ref().is_some_and(|t| !t.split(',').any(|t| t == e.kind)) {
             return false;
         }
@@ -57,8 +79,9 @@ fn line(event: &FlowEvent) -> Bytes {
     bytes.into()
 }
 
-pub async fn follow(State(agent): State<App>, Query(filter): Query<Filter>) -> Result<Response, Failure> {
+pub async fn follow(State(agent): State<App>, Query(mut filter): Query<Filter>) -> Result<Response, Failure> {
     filter.check()?;
+    filter.resolve(&agent)?;
     let filter = Arc::new(filter);
     let events = BroadcastStream::new(agent.monitor.listen()).filter_map(move |event| {
         let filter = Arc::clone(&filter);
