@@ -53,7 +53,7 @@ bench: build ## Measure the datapath on this machine
 .PHONY: test
 test: deps ## Every test, also under other kernels in virtual machines
 	$(CARGO) build --workspace --bins --tests
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 	$(MAKE) test-kernels
 
 .PHONY: test-long

@@ -127,18 +127,16 @@ pub fn table() -> Vec<Scenario> {
         row(
             "a quote cut short",
             with_talk(
+                // From 28 (48) bytes on the ports are there.
                 [0, 4, 20, 27, 47]
                     .into_iter()
-                    .filter_map(|n: usize| {
-                        // From 28 (48) bytes on the ports are there.
-                        Some(
-                            send(B, move |f| {
-                                let whole = there(ACK)(f).quote();
-                                let n = if f == Family::V4 { n.min(27) } else { n };
-                                f.ip(B, A).icmp(unreachable(f), 0, [0; 4]).payload(&whole[..n])
-                            })
-                            .drop(TruncatedL4),
-                        )
+                    .map(|n: usize| {
+                        send(B, move |f| {
+                            let whole = there(ACK)(f).quote();
+                            let n = if f == Family::V4 { n.min(27) } else { n };
+                            f.ip(B, A).icmp(unreachable(f), 0, [0; 4]).payload(&whole[..n])
+                        })
+                        .drop(TruncatedL4)
                     })
                     .collect(),
             ),

@@ -280,6 +280,16 @@ impl Node {
         Ok(links.into_iter().map(|l| l.name).filter(|n| n.starts_with("pl") || n.starts_with("pilus")).collect())
     }
 
+    /// Routes of the node that are ours.
+    pub fn routes(&self) -> Result<Vec<String>> {
+        let routes = self.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok::<_, anyhow::Error>(runtime.block_on(async { pilus_loader::netlink::Netlink::new()?.all_routes().await })?)
+        })?;
+        let ours = routes.into_iter().filter(|r| r.protocol == pilus_loader::netlink::ROUTE_PROTOCOL);
+        Ok(ours.map(|r| format!("{}/{}", r.dst, r.plen)).collect())
+    }
+
     /// Every pin below the node's bpffs.
     pub fn pins(&self) -> Result<Vec<String>> {
         let root = self.path("bpf");
