@@ -16,6 +16,8 @@ RELEASE := $(TARGET)/release
 # Packages (by directory) whose tests run under other kernels too, and what is passed to their test programs.
 KERNEL_TESTS ?= loader tests
 KERNEL_TEST_ARGS ?=
+# Seconds; an emulated machine beside others is slow.
+export PILUS_VM_TIMEOUT ?= 900
 
 # Tests and demonstrations need root; building does not, and leaves no file of root's behind.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)

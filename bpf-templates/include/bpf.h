@@ -120,13 +120,13 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "built for little-endi
  * The only way to read data and data_end: a plain access lets clang copy the
  * 32 bit load with a zero extension, after which the verifier sees a scalar.
  */
-#define CTXP(skb, field)                                                    \
-	({                                                                  \
-		void *__p;                                                  \
-		asm volatile("%0 = *(u32 *)(%1 + %2)"                       \
-			     : "=r"(__p)                                    \
+#define CTXP(skb, field)                                                                    \
+	({                                                                                  \
+		void *__p;                                                                  \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                       \
+			     : "=r"(__p)                                                    \
 			     : "r"(skb), "i"(__builtin_offsetof(struct __sk_buff, field))); \
-		__p;                                                        \
+		__p;                                                                        \
 	})
 
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))

@@ -12,7 +12,7 @@ enum {
 	GATEWAY4 = 0xa9fe0101, /* 169.254.1.1, host order */
 	ARP_REQUEST = 1,
 	RA_LIFETIME = 9000, /* seconds, the most that RFC 4861 allows */
-	QUOTE_MAX = 128, /* bytes of the packet that an ICMP error quotes */
+	QUOTE_MAX = 128,    /* bytes of the packet that an ICMP error quotes */
 };
 
 struct arphdr {
@@ -75,7 +75,8 @@ static __always_inline int to_gateway(struct packet *p)
 static __always_inline int to_unroutable(struct packet *p)
 {
 	if (p->family == 4)
-		return ipv4_is_unroutable(p->daddr[0]) || (p->daddr[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+		return ipv4_is_unroutable(p->daddr[0]) ||
+		       (p->daddr[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
 	return ipv6_is_unroutable(p->daddr) || (p->daddr[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
@@ -254,7 +255,11 @@ __noinline int answer_expired(struct __sk_buff *ctx, struct packet *p, struct en
 			struct iphdr ip;
 			struct icmphdr icmp;
 		} h = {
-			.ip = { .vihl = 0x45, .ttl = 64, .protocol = IPPROTO_ICMP, .saddr = router->ip4, .daddr = p->saddr[0] },
+			.ip = { .vihl = 0x45,
+				.ttl = 64,
+				.protocol = IPPROTO_ICMP,
+				.saddr = router->ip4,
+				.daddr = p->saddr[0] },
 			.icmp = { .type = ICMP_TIME_EXCEEDED },
 		};
 

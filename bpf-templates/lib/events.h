@@ -46,11 +46,14 @@ __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 	r->e.pad[1] = 0;
 	r->e.pad[2] = 0;
 	cap = ctx->len < EVENT_PAYLOAD ? ctx->len : EVENT_PAYLOAD;
-	if (!cap || bpf_skb_load_bytes(ctx, 0, r->payload, cap) < 0)
+	/* 1 to EVENT_PAYLOAD, in a form from which also the verifier of Linux 6.1 learns both ends. */
+	asm volatile("" : "+r"(cap));
+	cap = ((cap - 1) & (EVENT_PAYLOAD - 1)) + 1;
+	if (bpf_skb_load_bytes(ctx, 0, r->payload, cap) < 0)
 		cap = 0;
 	r->e.cap = cap;
 	bpf_ringbuf_submit(r, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= EVENTS_WAKE ? BPF_RB_FORCE_WAKEUP :
-											    BPF_RB_NO_WAKEUP);
+											     BPF_RB_NO_WAKEUP);
 	return 0;
 }
 

@@ -10,7 +10,7 @@
 #include "finish.h"
 
 enum {
-	FLOW_BUSY = 200, /* jiffies, less than any idle time */
+	FLOW_BUSY = 200,    /* jiffies, less than any idle time */
 	NO_PORTS = 1 << 20, /* longer than any packet */
 };
 
@@ -43,7 +43,8 @@ static __always_inline struct endpoint *flow_usable(const struct flow *h, struct
 	return dst;
 }
 
-static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 side, int from_container)
+static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 side,
+					int from_container)
 {
 	__u32 len = ctx->len;
 	int ret = deliver(ctx, dst, flow_to(h, side), from_container);
@@ -117,8 +118,8 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	struct flow6 *f;
 	__u32 side, hlen;
 
-	if ((void *)(ip + 1) > end || (ip->vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) || ip->hop_limit <= 1 ||
-	    bpf_ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > ctx->len)
+	if ((void *)(ip + 1) > end || (ip->vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
+	    ip->hop_limit <= 1 || bpf_ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > ctx->len)
 		return ACT_MISS;
 	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
 		return ACT_MISS;

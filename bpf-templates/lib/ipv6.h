@@ -26,7 +26,8 @@ static __always_inline int ipv6_is_unroutable(const __be32 *addr)
 static __always_inline int ipv6_is_link_local_of(const __be32 *addr, const __u8 *mac)
 {
 	return addr[0] == bpf_htonl(0xfe800000) && !addr[1] &&
-	       addr[2] == bpf_htonl(((__u32)(mac[0] ^ 2) << 24) | ((__u32)mac[1] << 16) | ((__u32)mac[2] << 8) | 0xff) &&
+	       addr[2] ==
+		       bpf_htonl(((__u32)(mac[0] ^ 2) << 24) | ((__u32)mac[1] << 16) | ((__u32)mac[2] << 8) | 0xff) &&
 	       addr[3] == bpf_htonl(0xfe000000 | ((__u32)mac[3] << 16) | ((__u32)mac[4] << 8) | mac[5]);
 }
 
@@ -59,7 +60,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 		p->proto = next;
 		if (next == IPPROTO_FRAGMENT)
 			return -DROP_FRAGMENT;
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_AH) {
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_AH) {
 			p->l4_off = off;
 			return parse_l4(ctx, p, end);
 		}

@@ -67,13 +67,13 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 hops; /* TTL or hop limit */
-	__u8 kind; /* PKT_* */
+	__u8 hops;  /* TTL or hop limit */
+	__u8 kind;  /* PKT_* */
 	__u8 state; /* FLOW_STATE_* */
-	__u8 dir; /* side whose decision counts: DIR_* */
+	__u8 dir;   /* side whose decision counts: DIR_* */
 	__u8 point; /* trace point */
 	__u8 flags; /* EVENT_* flags found on the way */
-	__u8 side; /* 0: the sender is side A of its flow */
+	__u8 side;  /* 0: the sender is side A of its flow */
 };
 
 struct ethhdr {

@@ -123,7 +123,8 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 
 	syn = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 	h = flow_find(p);
-	if (h && flow_from(h, p->side) == p->src_slot && flow_to(h, p->side) == p->dst_slot && !flow_is_expired(h, p->proto))
+	if (h && flow_from(h, p->side) == p->src_slot && flow_to(h, p->side) == p->dst_slot &&
+	    !flow_is_expired(h, p->proto))
 		same = 1;
 
 	if (same && h && !syn) {
@@ -330,7 +331,8 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 	dst = endpoint_row(p->dst_slot);
 	if (!dst || !(dst->flags & EP_VALID))
 		return -DROP_NO_ENDPOINT;
-	p->point = dst->flags & EP_STACK ? (p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK) : TRACE_TO_ENDPOINT;
+	p->point =
+		dst->flags & EP_STACK ? (p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK) : TRACE_TO_ENDPOINT;
 	ret = headers_pull(ctx);
 	return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, hop);
 }

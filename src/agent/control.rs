@@ -119,6 +119,9 @@ pub struct Readers {
 
 const LOG_ENTRIES: usize = 32;
 
+/// Answers a request once the tables are settled.
+type Answer = Box<dyn FnOnce(&World) + Send>;
+
 pub struct World {
     repository: Repository,
     cache: SelectorCache,
@@ -255,8 +258,8 @@ impl World {
     }
 
     /// Applies one event. What it returns is called after the tables are settled, to answer.
-    fn apply(&mut self, event: Event) -> Vec<Box<dyn FnOnce(&World) + Send>> {
-        let mut after: Vec<Box<dyn FnOnce(&World) + Send>> = Vec::new();
+    fn apply(&mut self, event: Event) -> Vec<Answer> {
+        let mut after: Vec<Answer> = Vec::new();
         match event {
             Event::Add(add, reply) => match self.add(add) {
                 Ok((record, existed)) => after.push(Box::new(move |w| w.accept(record.id, existed, reply))),
@@ -572,8 +575,9 @@ impl World {
         for labels in subjects {
             let p = resolve(&trial, &mut self.cache, &labels, self.mode, self.host_always);
             for direction in Direction::ALL {
-                blocks(POLICY_FIRST, direction, p.direction(direction), &mut |_| 1)
-                    .map_err(|e| ControlError::TooLarge(format!("{} policy of endpoints with labels [{labels}]: {e}", direction.as_str())))?;
+                blocks(POLICY_FIRST, direction, p.direction(direction), &mut |_| 1).map_err(|e| {
+                    ControlError::TooLarge(format!("{} policy of endpoints with labels [{labels}]: {e}", direction.as_str()))
+                })?;
             }
         }
         Ok(())

@@ -155,8 +155,7 @@ fn confirm<K: Ord + Clone, V: PartialEq>(
     status: &watch::Sender<Arc<BTreeMap<K, Status>>>,
 ) {
     status.send_if_modified(|s| {
-        let same: Vec<&K> =
-            done.iter().filter(|(k, v)| !busy.contains(*k) && snapshot.rows.get(*k) == Some(*v)).map(|(k, _)| k).collect();
+        let same: Vec<&K> = done.iter().filter(|(k, v)| !busy.contains(*k) && snapshot.rows.get(*k) == Some(*v)).map(|(k, _)| k).collect();
         let changed = !same.is_empty();
         if changed {
             let statuses = Arc::make_mut(s);

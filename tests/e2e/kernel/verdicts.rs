@@ -31,8 +31,7 @@ enum Case {
     Evicted,
 }
 
-const CASES: [Case; 7] =
-    [Case::Allowed, Case::Denied, Case::Reply, Case::Related, Case::Revoked, Case::ReAllowed, Case::Evicted];
+const CASES: [Case; 7] = [Case::Allowed, Case::Denied, Case::Reply, Case::Related, Case::Revoked, Case::ReAllowed, Case::Evicted];
 
 #[derive(Clone, Copy)]
 struct Row {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Harness: an agent as its own process in namespaces of its own, containers as network namespaces, sockets inside them.
 
+pub mod bench;
 pub mod container;
 pub mod icmp;
 pub mod node;

@@ -119,7 +119,10 @@ impl Node {
     }
 
     fn agent_command(&self) -> Command {
-        let mut c = command("pilus-agent");
+        // An agent does not outlive the test that started it, however that ends.
+        #[expect(clippy::disallowed_methods, reason = "the harness starts agents")]
+        let mut c = Command::new("setpriv");
+        c.args(["--pdeathsig", "KILL", "--"]).arg(program("pilus-agent"));
         c.arg("--state-dir").arg(self.path("state")).arg("--run-dir").arg(self.path("run")).arg("--bpf-root").arg(self.path("bpf"));
         c.args(["--attach-mode", self.options.attach, "--endpoint-build", self.options.build]);
         c.args(["--flow-table-size", "16384", "--log-level", &std::env::var("PILUS_TEST_LOG").unwrap_or_else(|_| "warn".into())]);

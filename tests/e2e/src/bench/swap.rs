@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Programs are swapped, and the agent is killed, under traffic that counts itself.
+
+use super::{Plan, Row, progress};
+use crate::traffic::{ClosedLoop, Result as Traffic};
+use crate::{Container, Family, Node, NodeOptions};
+use anyhow::{Context, Result, ensure};
+use pilus_loader::hook::{self, Dir};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+pub const SWAP_ROWS: &[&str] = &["swap_lost"];
+pub const RESTART_ROWS: &[&str] = &["restart_lost"];
+
+/// Of both families together, for each way of attaching.
+const PACKETS: u64 = 1_000_000;
+const SWAPS: u64 = 1000;
+const RESTARTS: u64 = 10;
+/// Of one run of the loop.
+const CHUNK: u64 = 100_000;
+
+/// Traffic until there were that many packets and `work` (which says what it did) did that much while it ran. Lost packets, sent
+/// packets, work done.
+fn under_traffic(
+    ends: (&Container, &Container),
+    family: Family,
+    packets: u64,
+    least: u64,
+    mut work: impl FnMut() -> Result<u64>,
+) -> Result<(u64, u64, u64)> {
+    let (mut lost, mut all, mut done) = (0, 0, 0);
+    while all < packets || done < least {
+        let traffic = ClosedLoop::start(ends.0, ends.1, family, CHUNK)?;
+        while traffic.running().load(Ordering::Relaxed) {
+            done += work()?;
+        }
+        let Traffic { sent, received } = traffic.join();
+        lost += sent - received.min(sent);
+        all += sent;
+    }
+    Ok((lost, all, done))
+}
+
+fn pair(node: &Node) -> Result<(Container, Container)> {
+    Ok((node.add("client", &["app=client"])?, node.add("server", &["app=server"])?))
+}
+
+/// Applies one tree, then the other: every endpoint's program is swapped each time.
+struct Swapper<'a> {
+    node: &'a Node,
+    turns: u64,
+}
+
+const HOOK: &str = "/* SPDX-License-Identifier: GPL-2.0 */\n\
+                    static __always_inline int custom_from_container(struct __sk_buff *ctx) { return 0; }\n\
+                    static __always_inline int custom_to_container(struct __sk_buff *ctx) { return 0; }\n";
+
+impl Swapper<'_> {
+    fn swap(&mut self) -> Result<u64> {
+        let hook = self.node.path("state/templates/custom/container.c");
+        if self.turns % 2 == 0 {
+            std::fs::write(&hook, HOOK)?;
+        } else {
+            std::fs::remove_file(&hook)?;
+        }
+        self.turns += 1;
+        let applied = self.node.block_on(self.node.client().apply_template())?;
+        ensure!(applied.ok && applied.swapped == 2, "{applied:?}");
+        Ok(applied.swapped as u64)
+    }
+}
+
+/// The same loop loses packets when the program goes: else nothing that it says is worth anything.
+fn control() -> Result<u64> {
+    let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
+    let (client, server) = pair(&node)?;
+    let ifindex = node.block_on(node.client().endpoint("name:client"))?.interface.index;
+    let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000)?;
+    node.run(|| hook::detach_tc(ifindex, Dir::Ingress, true))?;
+    let Traffic { sent, received } = traffic.join();
+    ensure!(received < sent, "the program was detached and nothing was lost");
+    Ok(sent - received)
+}
+
+pub fn swaps(_: &Plan) -> Result<Vec<Row>> {
+    let control = control()?;
+    let modes: &[&'static str] = if pilus_loader::probe::Features::probe()?.tcx { &["tc", "tcx"] } else { &["tc"] };
+    let parts = 2 * modes.len() as u64;
+    let (mut lost, mut sent, mut swaps) = (0, 0, 0);
+    let since = Instant::now();
+    for attach in modes {
+        let node = Node::start(NodeOptions { attach, ..NodeOptions::default() })?;
+        let (client, server) = pair(&node)?;
+        let mut swapper = Swapper { node: &node, turns: 0 };
+        for family in Family::BOTH {
+            let (l, s, d) = under_traffic((&client, &server), family, PACKETS.div_ceil(parts), SWAPS.div_ceil(parts), || swapper.swap())?;
+            progress(&format!("  {attach} {family:?}: {d} swaps, {s} packets, {l} lost"));
+            (lost, sent, swaps) = (lost + l, sent + s, swaps + d);
+        }
+        ensure!(node.metric("Missed tail call")? == 0, "a tail call was missed");
+        ensure!(node.metric("Forwarded")? >= 2 * PACKETS / modes.len() as u64, "the programs did not count the packets");
+    }
+    let note = format!(
+        "{sent} packets, {swaps} swaps of a device's program through the agent ({}), {:.0} s; control lost {control}",
+        modes.join(", "),
+        since.elapsed().as_secs_f64()
+    );
+    Ok(vec![Row::new(SWAP_ROWS[0], "packets", vec![lost as f64]).note(note)])
+}
+
+pub fn restarts(_: &Plan) -> Result<Vec<Row>> {
+    let mut node = Node::start(NodeOptions::default())?;
+    let (client, server) = pair(&node)?;
+    let (mut lost, mut sent, mut restarts, mut times) = (0, 0, 0, Vec::new());
+    for family in Family::BOTH {
+        let (l, s, d) = under_traffic((&client, &server), family, CHUNK, RESTARTS / 2, || {
+            let since = Instant::now();
+            node.kill_agent()?;
+            node.start_agent()?;
+            times.push(since.elapsed().as_secs_f64() * 1000.0);
+            Ok(1)
+        })?;
+        progress(&format!("  {family:?}: {d} restarts, {s} packets, {l} lost"));
+        (lost, sent, restarts) = (lost + l, sent + s, restarts + d);
+    }
+    let builds = node.block_on(node.client().status()).context("status")?.objects.builds;
+    ensure!(builds == 0, "{builds} objects were compiled after a restart");
+    let note = format!("{sent} packets, {restarts} restarts; kill to first answer {:.0} ms", super::median(&times));
+    Ok(vec![Row::new(RESTART_ROWS[0], "packets", vec![lost as f64]).note(note)])
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Request and response, streams and frames over three paths, on one processor: client, softirq and server share it, so that
+//! a result is the cost of it all and not the luck of wake-ups.
+
+use super::kernel::{self, Injector};
+use super::path::{self, Path, STREAM_PORT, TCP_PORT, UDP_PORT};
+use super::probe::{Seen, seen};
+use super::{Plan, Row, median, progress};
+use crate::container::PATIENCE;
+use crate::{Family, Node};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::mpsc;
+use std::time::Instant;
+
+pub const ROWS: &[&str] =
+    &["rr_over_f_v4", "rr_over_f_v6", "stream1448_over_f_v4", "stream1448_over_f_v6", "live_over_routed_v4", "live_over_routed_v6"];
+
+/// Transactions of a round.
+const TRANSACTIONS: usize = 20_000;
+/// A stream is timed in pieces and their median counts; the first is not timed.
+const PIECE: usize = 8 << 20;
+const PIECES: usize = 17;
+/// Frames of a test run, and runs of a round.
+const FRAMES: u32 = 25_000;
+const RUNS: usize = 7;
+/// A common size of a small packet.
+const PAYLOAD: usize = 64;
+/// Bytes of a segment with timestamps, at most.
+const SEGMENT: u64 = 1448;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Rr,
+    Stream,
+    Live,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Rr, Kind::Stream, Kind::Live];
+
+    fn row(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Kind::Rr => ("rr_over_f", "us", "f"),
+            Kind::Stream => ("stream1448_over_f", "Gbit/s", "f"),
+            Kind::Live => ("live_over_routed", "ns", "routed"),
+        }
+    }
+
+    fn port(self) -> (&'static str, u16) {
+        match self {
+            Kind::Rr => ("tcp", TCP_PORT),
+            Kind::Stream => ("tcp", STREAM_PORT),
+            Kind::Live => ("udp", UDP_PORT),
+        }
+    }
+
+    /// Packets that a round sends at least.
+    fn packets(self) -> u64 {
+        match self {
+            Kind::Rr => 2 * TRANSACTIONS as u64,
+            Kind::Stream => (PIECE * PIECES) as u64 / SEGMENT,
+            Kind::Live => u64::from(FRAMES) * RUNS as u64,
+        }
+    }
+}
+
+/// Something that goes on over one path in one family, ready to be measured.
+enum Talk {
+    Rr(TcpStream),
+    Stream { server: TcpStream, go: mpsc::Sender<()> },
+    Live { frame: Vec<u8>, client: UdpSocket, server: UdpSocket },
+}
+
+fn connected(path: &Path, family: Family, port: u16) -> Result<(TcpStream, TcpStream)> {
+    let listener = path.server.listen(family, port)?;
+    let client = path.client.connect(SocketAddr::new(path.server.ip(family), port))?;
+    let (server, _) = listener.accept()?;
+    server.set_nodelay(true)?;
+    server.set_read_timeout(Some(PATIENCE))?;
+    Ok((client, server))
+}
+
+fn open(path: &Path, family: Family, kind: Kind) -> Result<Talk> {
+    let (_, port) = kind.port();
+    match kind {
+        Kind::Rr => {
+            let (client, mut server) = connected(path, family, port)?;
+            server.set_read_timeout(None)?;
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while server.read_exact(&mut byte).is_ok() && server.write_all(&byte).is_ok() {}
+            });
+            Ok(Talk::Rr(client))
+        }
+        Kind::Stream => {
+            let (mut client, server) = connected(path, family, port)?;
+            let (go, rounds) = mpsc::channel();
+            std::thread::spawn(move || {
+                let data = vec![0x62; 128 << 10];
+                for () in rounds {
+                    for _ in 0..PIECE * PIECES / data.len() {
+                        if client.write_all(&data).is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+            Ok(Talk::Stream { server, go })
+        }
+        Kind::Live => {
+            let (client, server) = (path.client.udp(family, 0)?, path.server.udp(family, port)?);
+            socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
+            let from = client.local_addr()?;
+            let frame = path.frame(family, from.port(), port, PAYLOAD)?;
+            let talk = Talk::Live { frame, client, server };
+            greet(&talk, path, family)?;
+            Ok(talk)
+        }
+    }
+}
+
+/// A packet each way: neighbours are known, and the flow has been answered.
+fn greet(talk: &Talk, path: &Path, family: Family) -> Result<()> {
+    let Talk::Live { client, server, .. } = talk else { return Ok(()) };
+    let mut buffer = [0; 2048];
+    // Full of frames from the round before.
+    server.set_nonblocking(true)?;
+    while server.recv(&mut buffer).is_ok() {}
+    server.set_nonblocking(false)?;
+    client.send_to(b"there", SocketAddr::new(path.server.ip(family), UDP_PORT))?;
+    let (n, from) = server.recv_from(&mut buffer).context("nothing arrives at the server")?;
+    ensure!(&buffer[..n] == b"there", "something else arrives");
+    server.send_to(b"back", from)?;
+    client.recv(&mut buffer).context("nothing comes back")?;
+    Ok(())
+}
+
+/// One round over one path.
+fn measure(talk: &mut Talk, path: &Path, family: Family, injector: &Injector) -> Result<f64> {
+    match talk {
+        Talk::Rr(client) => {
+            let mut times = Vec::with_capacity(TRANSACTIONS);
+            let mut byte = [0x62];
+            for _ in 0..TRANSACTIONS {
+                let since = Instant::now();
+                client.write_all(&byte)?;
+                client.read_exact(&mut byte)?;
+                times.push(since.elapsed().as_nanos() as f64 / 1000.0);
+            }
+            Ok(median(&times))
+        }
+        Talk::Stream { server, go } => {
+            let mut buffer = vec![0; 256 << 10];
+            let mut rates = Vec::with_capacity(PIECES);
+            go.send(()).ok().context("the sender ended")?;
+            let (mut left, mut since) = (PIECE * PIECES, Instant::now());
+            let mut piece = 0;
+            while left > 0 {
+                let n = server.read(&mut buffer).context("the stream stalls")?;
+                ensure!(n > 0, "the stream ended");
+                left -= n;
+                piece += n;
+                if piece >= PIECE || left == 0 {
+                    rates.push(piece as f64 * 8.0 / since.elapsed().as_nanos() as f64);
+                    (piece, since) = (0, Instant::now());
+                }
+            }
+            Ok(median(&rates[1..]))
+        }
+        Talk::Live { .. } => {
+            greet(talk, path, family)?;
+            let Talk::Live { frame, .. } = talk else { unreachable!() };
+            path.at_entry(|ifindex| {
+                // Fills the socket.
+                injector.receive(ifindex, frame, 1000)?;
+                let runs: Result<Vec<f64>> = (0..RUNS).map(|_| injector.receive(ifindex, frame, FRAMES)).collect();
+                Ok(median(&runs?))
+            })
+        }
+    }
+}
+
+/// The policy bites: another port is refused.
+fn denied(node: &Node, path: &Path) -> Result<()> {
+    let before = node.metric("Policy denied")?;
+    let since = Instant::now();
+    for family in Family::BOTH {
+        let _tried = path.client.connect_start(SocketAddr::new(path.server.ip(family), TCP_PORT + 9))?;
+    }
+    while node.metric("Policy denied")? < before + 2 {
+        ensure!(since.elapsed() < PATIENCE, "policy does not deny what it does not allow");
+    }
+    Ok(())
+}
+
+/// Tables counted what was sent, and a rule let it in.
+fn check(before: Seen, after: Seen, packets: u64, what: &str) -> Result<()> {
+    let (flow, forwarded) = (after.flow - before.flow, after.forwarded - before.forwarded);
+    ensure!(
+        flow >= packets && forwarded >= packets,
+        "{what}: {packets} packets sent, {flow} in the flow table, {forwarded} in the metrics"
+    );
+    ensure!(after.rules > 0, "{what}: no rule of the policy counted the flow");
+    Ok(())
+}
+
+pub fn run(plan: &Plan) -> Result<Vec<Row>> {
+    // The agent and the namespaces belong to other processors too; what is measured does not.
+    let (node, pilus) = path::pilus()?;
+    let paths = [path::direct()?, path::routed()?, pilus];
+    let cpu = std::thread::available_parallelism()?.get() - 1;
+    let result = std::thread::scope(|scope| {
+        let measured = scope.spawn(|| {
+            kernel::own_processor(cpu)?;
+            rows(plan, &node, &paths, cpu)
+        });
+        measured.join()
+    });
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn rows(plan: &Plan, node: &Node, paths: &[Path; 3], cpu: usize) -> Result<Vec<Row>> {
+    let injector = Injector::new()?;
+    for path in paths {
+        path.client.run(kernel::segmentation_off)?;
+        path.server.run(kernel::segmentation_off)?;
+    }
+    denied(node, &paths[2])?;
+    let mut rows = Vec::new();
+    for kind in Kind::ALL {
+        for family in [Family::V4, Family::V6] {
+            let (base, unit, baseline) = kind.row();
+            let name = format!("{base}_{}", if family == Family::V4 { "v4" } else { "v6" });
+            if !plan.wants(&name) {
+                continue;
+            }
+            let (proto, port) = kind.port();
+            let mut talks = Vec::new();
+            for path in paths {
+                talks.push(open(path, family, kind).with_context(|| format!("{name} over {}", path.name))?);
+            }
+            let before = seen(node, family, proto, &paths[2].server, port)?;
+            let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+            // The first round warms up and does not count.
+            for round in 0..=plan.rounds {
+                for turn in 0..paths.len() {
+                    let n = (turn + round) % paths.len();
+                    let value =
+                        measure(&mut talks[n], &paths[n], family, &injector).with_context(|| format!("{name} over {}", paths[n].name))?;
+                    if round > 0 {
+                        values.entry(paths[n].name).or_default().push(value);
+                    }
+                }
+            }
+            let after = seen(node, family, proto, &paths[2].server, port)?;
+            let packets = kind.packets() * (plan.rounds as u64 + 1);
+            check(before, after, packets, &name)?;
+            let of = |name: &str| values.get(name).cloned().unwrap_or_default();
+            let others: Vec<String> = ["f", "routed"].iter().map(|n| format!("{n} {:.2}", median(&of(n)))).collect();
+            let over = |name: &str| median(&of("pilus").iter().zip(of(name)).map(|(a, b)| a / b).collect::<Vec<_>>());
+            let note = format!(
+                "{}; over f {:.3}, over routed {:.3}; cpu {cpu}, {} packets counted",
+                others.join(", "),
+                over("f"),
+                over("routed"),
+                after.flow - before.flow
+            );
+            rows.push(Row { baseline: of(baseline), ..Row::new(&name, unit, of("pilus")).note(note) });
+            progress(&format!("  {name} done"));
+        }
+    }
+    Ok(rows)
+}
