@@ -13,8 +13,8 @@ CLANG_FORMAT ?= clang-format-19
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-# Packages (by directory) whose tests run under other kernels too, and what is passed to their test programs.
-KERNEL_TESTS ?= loader tests
+# Packages (by directory, with a test target or whole) whose tests run under other kernels too, and what is passed to them.
+KERNEL_TESTS ?= loader tests/e2e:kernels
 KERNEL_TEST_ARGS ?=
 # Seconds; an emulated machine beside others is slow.
 export PILUS_VM_TIMEOUT ?= 900
@@ -44,7 +44,7 @@ build: deps ## All programs, optimised, in target/release
 	$(CARGO) build --release --workspace --bins
 
 .PHONY: demo
-demo: build ## Two containers, a policy, a hotfix: shown on this machine in a namespace of its own
+demo: build ## Three containers, a policy, a hotfix: shown on this machine in a namespace of its own
 	$(ROOT) $(RELEASE)/pilus-demo
 
 .PHONY: bench

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What no library offers: device features, test runs with live frames, a thread's priority. The only `unsafe` here.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use libbpf_sys as bpf;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -56,13 +56,37 @@ pub fn segmentation_off() -> Result<()> {
     Ok(())
 }
 
-/// An XDP program that lets every frame pass.
-pub struct Injector(OwnedFd);
+/// Bytes at a frame's beginning that paths change: addresses, and hops with their checksum.
+const CHANGED: usize = 40;
+
+/// An XDP program that lets every frame pass. The kernel uses the same pages again and again, with what a path has written into
+/// them, so it also puts the headers back.
+pub struct Injector {
+    program: OwnedFd,
+    frame: Vec<u8>,
+}
+
+fn insn(code: u8, dst: u8, src: u8, off: i16, imm: u32) -> u64 {
+    u64::from(code) | u64::from(src << 4 | dst) << 8 | u64::from(off as u16) << 16 | u64::from(imm) << 32
+}
 
 impl Injector {
-    pub fn new() -> Result<Self> {
-        // r0 = XDP_PASS; exit
-        let insns = [0x0000_0002_0000_00b7u64, 0x0000_0000_0000_0095u64];
+    pub fn new(frame: Vec<u8>) -> Result<Self> {
+        ensure!(frame.len() >= CHANGED, "a frame of {} bytes", frame.len());
+        // r2 = data; r3 = data_end; r4 = r2 + CHANGED; if r4 > r3 goto pass
+        let words = CHANGED / 4;
+        let mut insns = vec![
+            insn(0x61, 2, 1, 0, 0),
+            insn(0x61, 3, 1, 4, 0),
+            insn(0xbf, 4, 2, 0, 0),
+            insn(0x07, 4, 0, 0, CHANGED as u32),
+            insn(0x2d, 4, 3, words as i16, 0),
+        ];
+        for (n, word) in frame[..CHANGED].chunks_exact(4).enumerate() {
+            insns.push(insn(0x62, 2, 0, 4 * n as i16, u32::from_ne_bytes([word[0], word[1], word[2], word[3]])));
+        }
+        // pass: r0 = XDP_PASS; exit
+        insns.extend([insn(0xb7, 0, 0, 0, 2), insn(0x95, 0, 0, 0, 0)]);
         // SAFETY: a bpf_insn is eight bytes, and both strings are C strings; options are optional.
         let fd = unsafe {
             bpf::bpf_prog_load(
@@ -78,12 +102,13 @@ impl Injector {
             return Err(anyhow::Error::new(std::io::Error::from_raw_os_error(-fd)).context("load an XDP program"));
         }
         // SAFETY: the descriptor is new and nobody else's.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self { program: unsafe { OwnedFd::from_raw_fd(fd) }, frame })
     }
 
-    /// Lets a device of the calling thread's namespace receive a frame `count` times, and says how many ns each took, as the
+    /// Lets a device of the calling thread's namespace receive the frame `count` times, and says how many ns each took, as the
     /// kernel measured it.
-    pub fn receive(&self, ifindex: u32, frame: &[u8], count: u32) -> Result<f64> {
+    pub fn receive(&self, ifindex: u32, count: u32) -> Result<f64> {
+        let frame = &self.frame;
         let ctx = bpf::xdp_md { data_end: frame.len() as u32, ingress_ifindex: ifindex, ..Default::default() };
         let mut opts = bpf::bpf_test_run_opts {
             sz: size_of::<bpf::bpf_test_run_opts>() as _,
@@ -96,7 +121,7 @@ impl Injector {
             ..Default::default()
         };
         // SAFETY: frame and context are valid for the lengths given beside them; live frames have no output.
-        let ret = unsafe { bpf::bpf_prog_test_run_opts(self.0.as_raw_fd(), &mut opts) };
+        let ret = unsafe { bpf::bpf_prog_test_run_opts(self.program.as_raw_fd(), &mut opts) };
         if ret < 0 {
             bail!("test run with live frames: {}", std::io::Error::from_raw_os_error(-ret));
         }

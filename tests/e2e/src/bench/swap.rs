@@ -5,6 +5,7 @@ use super::{Plan, Row, progress};
 use crate::traffic::{ClosedLoop, Result as Traffic};
 use crate::{Container, Family, Node, NodeOptions};
 use anyhow::{Context, Result, ensure};
+use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -49,6 +50,7 @@ fn pair(node: &Node) -> Result<(Container, Container)> {
 struct Swapper<'a> {
     node: &'a Node,
     turns: u64,
+    times: Vec<f64>,
 }
 
 const HOOK: &str = "/* SPDX-License-Identifier: GPL-2.0 */\n\
@@ -64,8 +66,10 @@ impl Swapper<'_> {
             std::fs::remove_file(&hook)?;
         }
         self.turns += 1;
+        let since = Instant::now();
         let applied = self.node.block_on(self.node.client().apply_template())?;
         ensure!(applied.ok && applied.swapped == 2, "{applied:?}");
+        self.times.push(since.elapsed().as_secs_f64() * 1000.0);
         Ok(applied.swapped as u64)
     }
 }
@@ -76,7 +80,12 @@ fn control() -> Result<u64> {
     let (client, server) = pair(&node)?;
     let ifindex = node.block_on(node.client().endpoint("name:client"))?.interface.index;
     let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000)?;
-    node.run(|| hook::detach_tc(ifindex, Dir::Ingress, true))?;
+    node.run(|| -> Result<()> {
+        let id = hook::tc_info(ifindex, Dir::Ingress)?.context("no filter")?;
+        let program = Program::by_id(id)?.context("no program")?;
+        hook::detach_tc(ifindex, Dir::Ingress, false)?;
+        Ok(hook::attach_tc(&program, ifindex, Dir::Ingress)?)
+    })?;
     let Traffic { sent, received } = traffic.join();
     ensure!(received < sent, "the program was detached and nothing was lost");
     Ok(sent - received)
@@ -91,10 +100,10 @@ pub fn swaps(_: &Plan) -> Result<Vec<Row>> {
     for attach in modes {
         let node = Node::start(NodeOptions { attach, ..NodeOptions::default() })?;
         let (client, server) = pair(&node)?;
-        let mut swapper = Swapper { node: &node, turns: 0 };
+        let mut swapper = Swapper { node: &node, turns: 0, times: Vec::new() };
         for family in Family::BOTH {
             let (l, s, d) = under_traffic((&client, &server), family, PACKETS.div_ceil(parts), SWAPS.div_ceil(parts), || swapper.swap())?;
-            progress(&format!("  {attach} {family:?}: {d} swaps, {s} packets, {l} lost"));
+            progress(&format!("  {attach} {family:?}: {d} swaps, {s} packets, {l} lost; apply {:.0} ms", super::median(&swapper.times)));
             (lost, sent, swaps) = (lost + l, sent + s, swaps + d);
         }
         ensure!(node.metric("Missed tail call")? == 0, "a tail call was missed");

@@ -71,7 +71,7 @@ impl Kind {
 enum Talk {
     Rr(TcpStream),
     Stream { server: TcpStream, go: mpsc::Sender<()> },
-    Live { frame: Vec<u8>, client: UdpSocket, server: UdpSocket },
+    Live { frames: Injector, client: UdpSocket, server: UdpSocket },
 }
 
 fn connected(path: &Path, family: Family, port: u16) -> Result<(TcpStream, TcpStream)> {
@@ -114,8 +114,8 @@ fn open(path: &Path, family: Family, kind: Kind) -> Result<Talk> {
             let (client, server) = (path.client.udp(family, 0)?, path.server.udp(family, port)?);
             socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
             let from = client.local_addr()?;
-            let frame = path.frame(family, from.port(), port, PAYLOAD)?;
-            let talk = Talk::Live { frame, client, server };
+            let frames = Injector::new(path.frame(family, from.port(), port, PAYLOAD)?)?;
+            let talk = Talk::Live { frames, client, server };
             greet(&talk, path, family)?;
             Ok(talk)
         }
@@ -139,7 +139,7 @@ fn greet(talk: &Talk, path: &Path, family: Family) -> Result<()> {
 }
 
 /// One round over one path.
-fn measure(talk: &mut Talk, path: &Path, family: Family, injector: &Injector) -> Result<f64> {
+fn measure(talk: &mut Talk, path: &Path, family: Family) -> Result<f64> {
     match talk {
         Talk::Rr(client) => {
             let mut times = Vec::with_capacity(TRANSACTIONS);
@@ -172,11 +172,11 @@ fn measure(talk: &mut Talk, path: &Path, family: Family, injector: &Injector) ->
         }
         Talk::Live { .. } => {
             greet(talk, path, family)?;
-            let Talk::Live { frame, .. } = talk else { unreachable!() };
+            let Talk::Live { frames, .. } = talk else { unreachable!() };
             path.at_entry(|ifindex| {
                 // Fills the socket.
-                injector.receive(ifindex, frame, 1000)?;
-                let runs: Result<Vec<f64>> = (0..RUNS).map(|_| injector.receive(ifindex, frame, FRAMES)).collect();
+                frames.receive(ifindex, 1000)?;
+                let runs: Result<Vec<f64>> = (0..RUNS).map(|_| frames.receive(ifindex, FRAMES)).collect();
                 Ok(median(&runs?))
             })
         }
@@ -223,7 +223,6 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
 }
 
 fn rows(plan: &Plan, node: &Node, paths: &[Path; 3], cpu: usize) -> Result<Vec<Row>> {
-    let injector = Injector::new()?;
     for path in paths {
         path.client.run(kernel::segmentation_off)?;
         path.server.run(kernel::segmentation_off)?;
@@ -248,8 +247,7 @@ fn rows(plan: &Plan, node: &Node, paths: &[Path; 3], cpu: usize) -> Result<Vec<R
             for round in 0..=plan.rounds {
                 for turn in 0..paths.len() {
                     let n = (turn + round) % paths.len();
-                    let value =
-                        measure(&mut talks[n], &paths[n], family, &injector).with_context(|| format!("{name} over {}", paths[n].name))?;
+                    let value = measure(&mut talks[n], &paths[n], family).with_context(|| format!("{name} over {}", paths[n].name))?;
                     if round > 0 {
                         values.entry(paths[n].name).or_default().push(value);
                     }
