@@ -15,7 +15,7 @@ fn swap_while(node: &Node, running: &AtomicBool, at_least: usize) -> usize {
                 static __always_inline int custom_to_container(struct __sk_buff *ctx) { return 0; }\n";
     let mut swaps = 0;
     while running.load(Ordering::Relaxed) || swaps < at_least {
-        if swaps % 2 == 0 {
+        if usize::is_multiple_of(swaps, 2) {
             std::fs::write(&hooked, hook).expect("hook");
         } else {
             std::fs::remove_file(&hooked).expect("hook");

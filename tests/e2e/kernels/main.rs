@@ -39,7 +39,7 @@ fn ping_deny_swap(attach: &'static str, ipv4: bool) {
         let hook = node.path("state/templates/custom/container.c");
         let mut swaps = 0;
         while swaps < 2 || traffic.running().load(Ordering::Relaxed) {
-            if swaps % 2 == 0 {
+            if u32::is_multiple_of(swaps, 2) {
                 std::fs::write(&hook, include_str!("../../../examples/templates/pass.c")).expect("hook");
             } else {
                 std::fs::remove_file(&hook).expect("hook");

@@ -283,6 +283,27 @@ impl Node {
         Ok(links.into_iter().map(|l| l.name).filter(|n| n.starts_with("pl") || n.starts_with("pilus")).collect())
     }
 
+    /// The sysctls that a router is tempted to change, as they are in the node's namespace.
+    pub fn sysctls(&self) -> Vec<String> {
+        let names = [
+            "ipv4/ip_forward",
+            "ipv4/conf/all/forwarding",
+            "ipv4/conf/all/rp_filter",
+            "ipv4/conf/default/rp_filter",
+            "ipv4/conf/all/arp_ignore",
+            "ipv6/conf/all/forwarding",
+            "ipv6/conf/default/forwarding",
+            "ipv6/conf/all/accept_ra",
+            "core/bpf_jit_enable",
+            "core/bpf_jit_harden",
+        ];
+        let read = |name: &&str| {
+            let value = std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap_or_default();
+            format!("{name}={}", value.trim())
+        };
+        self.run(|| names.iter().map(read).collect())
+    }
+
     /// Routes of the node that are ours.
     pub fn routes(&self) -> Result<Vec<String>> {
         let routes = self.run(|| {

@@ -36,9 +36,9 @@ impl Pinger {
         Ok(Self { sockets: [open(Family::V6)?, open(Family::V4)?] })
     }
 
-    /// Returns when each of them has answered in both families; how many had to be asked more than once.
-    pub fn all_answer(&self, them: &[&Container]) -> Result<usize> {
-        let mut again = 0;
+    /// Returns when each of them has answered in both families; names those that had to be asked more than once.
+    pub fn all_answer(&self, them: &[&Container]) -> Result<Vec<String>> {
+        let mut again = Vec::new();
         for (family, socket) in &self.sockets {
             let mut waiting: BTreeSet<IpAddr> = them.iter().map(|c| c.ip(*family)).collect();
             let since = Instant::now();
@@ -60,7 +60,7 @@ impl Pinger {
                     break;
                 }
                 ensure!(since.elapsed() < PATIENCE, "no answer from {waiting:?}");
-                again += waiting.len();
+                again.extend(waiting.iter().map(|ip| format!("{ip} at {:.1} ms", since.elapsed().as_secs_f64() * 1000.0)));
             }
         }
         Ok(again)
