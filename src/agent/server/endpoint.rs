@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long a request waits for an endpoint to be realised.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request waits for an endpoint to be realised: longer than the compiler may take.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 fn mac(mac: [u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")

@@ -7,6 +7,7 @@ use pilus_e2e::icmp::{self, Raw};
 use pilus_e2e::traffic::ClosedLoop;
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
 fn ping(from: &Container, to: &Container, family: Family) {
     let raw = Raw::new(from, family).expect("raw socket");
@@ -14,9 +15,13 @@ fn ping(from: &Container, to: &Container, family: Family) {
     raw.receive(|m| m.kind == icmp::echo_types(family).1).expect("answer");
 }
 
+/// One at a time: an emulated machine has little to share, and each test compiles.
+static ONE: Mutex<()> = Mutex::new(());
+
 const DENY: &str = "- endpointSelector: {matchLabels: {app: web}}\n  ingress: [{}]\n";
 
 fn ping_deny_swap(attach: &'static str, ipv4: bool) {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let args = vec!["--enable-ipv4".to_owned(), ipv4.to_string()];
     let node = Node::start(NodeOptions { attach, args, ..NodeOptions::default() }).expect("node");
     // Both builds in one node: a shared sender delivers to an own receiver and the reverse.

@@ -60,7 +60,7 @@ const HOOK: &str = "/* SPDX-License-Identifier: GPL-2.0 */\n\
 impl Swapper<'_> {
     fn swap(&mut self) -> Result<u64> {
         let hook = self.node.path("state/templates/custom/container.c");
-        if self.turns % 2 == 0 {
+        if self.turns.is_multiple_of(2) {
             std::fs::write(&hook, HOOK)?;
         } else {
             std::fs::remove_file(&hook)?;
