@@ -83,7 +83,7 @@ __noinline int from_container_slow(struct __sk_buff *ctx, __u32 slot)
 	return finish(ctx, &p, ret);
 }
 
-static __always_inline int drop(struct __sk_buff *ctx, __u32 src, __u32 dst, __u32 dir, int reason)
+static __noinline int drop(struct __sk_buff *ctx, __u32 src, __u32 dst, __u32 dir, int reason)
 {
 	struct packet p = {
 		.src_slot = (__u16)src, .dst_slot = (__u16)dst, .state = FLOW_STATE_NONE, .dir = (__u8)dir

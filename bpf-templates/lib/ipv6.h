@@ -56,24 +56,24 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	next = ip.nexthdr;
 	if ((ip.vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) || end > ctx->len)
 		return -DROP_INVALID_PACKET;
+	/* Finds the transport header only: what is behind is parsed once, not once an iteration. */
 	for (i = 0; i <= IPV6_EXTENSIONS; i++) {
-		p->proto = next;
-		if (next == IPPROTO_FRAGMENT)
-			return -DROP_FRAGMENT;
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_AH) {
-			p->l4_off = off;
-			return parse_l4(ctx, p, end);
-		}
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_AH)
+			break;
 		/* Hop-by-hop options stand first or nowhere. */
-		if (next == IPPROTO_HOPOPTS && i)
+		if (i == IPV6_EXTENSIONS || (next == IPPROTO_HOPOPTS && i) || off + 8 > end ||
+		    bpf_skb_load_bytes(ctx, off, ext, sizeof(ext)) < 0) {
+			p->proto = next;
 			return -DROP_INVALID_EXTENSION_HEADER;
-		if (off + 8 > end || bpf_skb_load_bytes(ctx, off, ext, sizeof(ext)) < 0)
-			return -DROP_INVALID_EXTENSION_HEADER;
+		}
 		off += next == IPPROTO_AH ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
-		if (off > end)
-			return -DROP_INVALID_EXTENSION_HEADER;
 		next = ext[0];
 	}
-	return -DROP_INVALID_EXTENSION_HEADER;
+	p->proto = next;
+	if (off > end)
+		return -DROP_INVALID_EXTENSION_HEADER;
+	if (next == IPPROTO_FRAGMENT)
+		return -DROP_FRAGMENT;
+	p->l4_off = off;
+	return parse_l4(ctx, p, end);
 }

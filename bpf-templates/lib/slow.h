@@ -84,14 +84,18 @@ __noinline int resolve(struct packet *p)
 	return 0;
 }
 
-static __always_inline void flow_mark_tcp(struct flow *h, struct packet *p)
+/* What a packet's FIN or RST does to the flags of its flow. */
+static __always_inline __u32 flow_tcp_flags(struct packet *p)
 {
+	__u32 flags = 0;
+
 	if (p->proto != IPPROTO_TCP)
-		return;
+		return 0;
 	if (p->tcp_flags & TCP_RST)
-		h->flags |= FLOW_RST;
+		flags = FLOW_RST;
 	if (p->tcp_flags & TCP_FIN)
-		h->flags |= p->side ? FLOW_FIN_B : FLOW_FIN_A;
+		flags |= p->side ? FLOW_FIN_B : FLOW_FIN_A;
+	return flags;
 }
 
 /*
@@ -146,7 +150,7 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 		}
 		if (reply && !(h->flags & FLOW_REPLY))
 			h->flags |= FLOW_REPLY;
-		flow_mark_tcp(h, p);
+		h->flags |= flow_tcp_flags(p);
 		flow_account(h, p->side, ctx->len);
 		return 0;
 	}
@@ -174,15 +178,8 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 	}
 	if (same)
 		p->state = FLOW_STATE_REOPENED;
-	ret = flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
-	if (ret < 0)
-		return ret;
-	if (p->proto == IPPROTO_TCP && p->tcp_flags & (TCP_FIN | TCP_RST)) {
-		h = flow_find(p);
-		if (h)
-			flow_mark_tcp(h, p);
-	}
-	return 0;
+	return flow_create(p, epoch, flow_tcp_flags(p) | (p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0),
+			   ctx->len);
 }
 
 /* The quoted packet of an ICMP error: the tuple as its sender wrote it. */

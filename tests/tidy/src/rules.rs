@@ -88,6 +88,10 @@ fn too_long(text: &str, most: usize) -> Hits {
 }
 
 fn wants_licence(path: &str) -> bool {
+    // Data that is agreed elsewhere and kept here letter by letter.
+    if path == "bench/goals.toml" {
+        return false;
+    }
     let name = path.rsplit('/').next().unwrap_or(path);
     matches!(extension(path), "rs" | "c" | "h" | "sh" | "tera" | "toml" | "service")
         || matches!(name, "Makefile" | ".clang-format")

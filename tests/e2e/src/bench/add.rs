@@ -49,7 +49,7 @@ impl Bench {
             call.push(since.elapsed().as_secs_f64() * 1000.0);
             let again = self.pinger.all_answer(&[&container])?;
             whole.push(since.elapsed().as_secs_f64() * 1000.0);
-            late.extend(again.into_iter().map(|a| format!("c{n} {a}")));
+            late.extend(again);
             all.push(container);
         }
         Ok(Sequence { whole, call, late, _all: all })

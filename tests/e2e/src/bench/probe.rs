@@ -7,7 +7,7 @@ use crate::{Container, Family, Node};
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::SockaddrStorage;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -36,14 +36,16 @@ impl Pinger {
         Ok(Self { sockets: [open(Family::V6)?, open(Family::V4)?] })
     }
 
-    /// Returns when each of them has answered in both families; names those that had to be asked more than once.
+    /// Returns when each of them has answered in both families; names those that had to be asked more than once, and when they
+    /// answered.
     pub fn all_answer(&self, them: &[&Container]) -> Result<Vec<String>> {
-        let mut again = Vec::new();
+        let mut late = Vec::new();
         for (family, socket) in &self.sockets {
-            let mut waiting: BTreeSet<IpAddr> = them.iter().map(|c| c.ip(*family)).collect();
+            let mut waiting: BTreeMap<IpAddr, &str> = them.iter().map(|c| (c.ip(*family), c.name.as_str())).collect();
             let since = Instant::now();
-            loop {
-                for ip in &waiting {
+            let mut first = true;
+            while !waiting.is_empty() {
+                for ip in waiting.keys() {
                     socket.send_to(&request(*family), &SockAddr::from(SocketAddr::new(*ip, 0))).with_context(|| ip.to_string())?;
                 }
                 let mut buffer = [0; 256];
@@ -51,19 +53,17 @@ impl Pinger {
                 while !waiting.is_empty() && asked.elapsed() < AGAIN {
                     let Ok((n, from)) = nix::sys::socket::recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) else { break };
                     if is_reply(*family, &buffer[..n])
-                        && let Some(from) = from.as_ref().and_then(address)
+                        && let Some(name) = from.as_ref().and_then(address).and_then(|from| waiting.remove(&from))
+                        && !first
                     {
-                        waiting.remove(&from);
+                        late.push(format!("{name} {family:?} {} ms", since.elapsed().as_millis()));
                     }
                 }
-                if waiting.is_empty() {
-                    break;
-                }
+                first = false;
                 ensure!(since.elapsed() < PATIENCE, "no answer from {waiting:?}");
-                again.extend(waiting.iter().map(|ip| format!("{ip} at {:.1} ms", since.elapsed().as_secs_f64() * 1000.0)));
             }
         }
-        Ok(again)
+        Ok(late)
     }
 }
 
