@@ -70,6 +70,7 @@ pub struct Agent {
     pub readers: Readers,
     pub events: mpsc::Sender<Event>,
     pub endpoint_status: Statuses<EndpointId>,
+    pub ipcache_status: Statuses<IpcachePrefix>,
     pub persisted: watch::Receiver<Persisted>,
     pub facts: Reader<EndpointId, Facts>,
     pub endpoints: Arc<EndpointReconciler>,
@@ -216,7 +217,7 @@ impl Agent {
         let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables)));
         let (policy_tx, policy_status) = watch::channel(Arc::default());
         let (endpoint_tx, endpoint_status) = watch::channel(Arc::default());
-        let (ipcache_tx, _) = watch::channel(Arc::default());
+        let (ipcache_tx, ipcache_status) = watch::channel(Arc::default());
         let (persisted_tx, persisted) = watch::channel(Persisted::default());
         let (endpoints, facts) = EndpointReconciler::new(Parts {
             fs: fs.clone(),
@@ -236,6 +237,7 @@ impl Agent {
             readers: readers.clone(),
             events,
             endpoint_status: endpoint_status.clone(),
+            ipcache_status,
             persisted,
             facts,
             endpoints: Arc::clone(&endpoints),

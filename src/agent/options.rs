@@ -78,7 +78,7 @@ raw_options! {
 
 /// Connects containers and enforces policy between them.
 #[derive(Debug, Parser)]
-#[command(name = "pilus-agent", version, about, max_term_width = 100)]
+#[command(name = "pilus-agent", version, about, max_term_width = 100, args_override_self = true)]
 struct Flags {
     /// YAML file of options [default: /etc/pilus/agent.yaml if present]
     #[arg(long, env = "PILUS_CONFIG")]
@@ -224,7 +224,15 @@ fn read_file(path: &Path) -> Result<Raw, OptionError> {
     if text.trim().is_empty() {
         return Ok(Raw::default());
     }
-    serde_saphyr::from_str(&text).map_err(|e| fail(e.to_string().lines().next().unwrap_or_default().to_owned()))
+    serde_saphyr::from_str(&text).map_err(|e| {
+        let message = e.to_string().lines().next().unwrap_or_default().to_owned();
+        // The key stands before the colon of the line at fault.
+        let line = e.location().and_then(|at| text.lines().nth(at.line().saturating_sub(1) as usize));
+        match line.and_then(|l| l.split_once(':')).map(|(key, _)| key.trim()) {
+            Some(key) if !key.is_empty() => OptionError { option: key.to_owned(), ..fail(message) },
+            _ => fail(message),
+        }
+    })
 }
 
 fn host_name() -> String {

@@ -6,7 +6,7 @@ use crate::agent::Agent;
 use crate::control::{Accepted, AddEndpoint, Event, find_endpoint};
 use crate::ipam::Wish;
 use crate::reconcile::Status;
-use crate::state::{EndpointRecord, EndpointSpec, Trace};
+use crate::state::{EndpointRecord, EndpointSpec, IpcachePrefix, Trace};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -16,7 +16,9 @@ use pilus_model::endpoint::{EndpointRef, EndpointState};
 use pilus_model::label::{Labels, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a request waits for an endpoint to be realised: longer than the compiler may take.
@@ -232,14 +234,39 @@ async fn realised(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
         Some(Status::Done(revision) | Status::Failed(revision, _)) => *revision >= accepted.revision,
         None => false,
     });
-    let seen = tokio::time::timeout(PATIENCE, settled)
-        .await
-        .map_err(|_| Failure::timeout(format!("endpoint {id} is not ready after {PATIENCE:?}; see `pilus endpoint log {id}`")))?
-        .map_err(|_| Failure::failed("the agent is stopping"))?;
-    match seen.get(&id) {
-        Some(Status::Failed(_, why)) => Err(Failure::failed(format!("endpoint {} ({}): {why}", id, accepted.record.name))),
-        _ => Ok(()),
+    let late = |_| Failure::timeout(format!("endpoint {id} is not ready after {PATIENCE:?}; see `pilus endpoint log {id}`"));
+    let failure = {
+        let seen = tokio::time::timeout(PATIENCE, settled).await.map_err(late)?;
+        match seen.map_err(|_| Failure::failed("the agent is stopping"))?.get(&id) {
+            Some(Status::Failed(_, why)) => Some(Arc::clone(why)),
+            _ => None,
+        }
+    };
+    if let Some(why) = failure {
+        return Err(Failure::failed(format!("endpoint {} ({}): {why}", id, accepted.record.name)));
     }
+    let others = tokio::time::timeout(PATIENCE, known_to_all(agent, accepted));
+    others.await.map_err(|_| Failure::timeout(format!("not every endpoint knows endpoint {id} after {PATIENCE:?}; see `pilus status`")))?
+}
+
+/// Waits until the endpoint's addresses are announced and every other one's policy knows its identity: then traffic flows.
+async fn known_to_all(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
+    let stopping = |_| Failure::failed("the agent is stopping");
+    let record = &accepted.record;
+    let addresses: Vec<IpcachePrefix> =
+        [Some(IpAddr::from(record.ipv6)), record.ipv4.map(IpAddr::from)].into_iter().flatten().map(IpcachePrefix::address).collect();
+    let mut ipcache = agent.ipcache_status.clone();
+    drop(ipcache.wait_for(|s| addresses.iter().all(|a| matches!(s.get(a), Some(Status::Done(_))))).await.map_err(stopping)?);
+    let live: Vec<_> = agent.facts.snapshot().rows.keys().copied().collect();
+    let mut statuses = agent.endpoint_status.clone();
+    let settled = statuses.wait_for(|s| {
+        live.iter().all(|id| match s.get(id) {
+            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= accepted.revision,
+            None => true,
+        })
+    });
+    drop(settled.await.map_err(stopping)?);
+    Ok(())
 }
 
 async fn answer(agent: &Agent, accepted: &Accepted) -> Result<EndpointModel, Failure> {

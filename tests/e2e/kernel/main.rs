@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+mod badinput;
 mod basic;
+mod node;
 mod swap;
 mod verdicts;

@@ -41,6 +41,7 @@ pub struct Node {
     thread: Option<std::thread::JoinHandle<()>>,
     netns: File,
     agent: Option<Child>,
+    compiler: bool,
 }
 
 /// A program of this build: beside the running one, or one directory up (tests).
@@ -48,6 +49,12 @@ pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("own path");
     let dirs = exe.ancestors().skip(1).take(3);
     dirs.map(|d| d.join(name)).find(|p| p.exists()).unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace --bins"))
+}
+
+/// A tool of the system, by its whole path: the agent's PATH may be another one.
+fn in_path(tool: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|d| d.join(tool)).find(|p| p.exists()).unwrap_or_else(|| tool.into())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the harness starts agents")]
@@ -88,7 +95,7 @@ impl Node {
         })?;
         let netns = started.recv()??;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let node = Self { dir, options, runtime, jobs: Some(jobs), thread: Some(thread), netns, agent: None };
+        let node = Self { dir, options, runtime, jobs: Some(jobs), thread: Some(thread), netns, agent: None, compiler: true };
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async { pilus_loader::netlink::Netlink::new()?.set_up(1).await })?;
@@ -121,7 +128,7 @@ impl Node {
     fn agent_command(&self) -> Command {
         // An agent does not outlive the test that started it, however that ends.
         #[expect(clippy::disallowed_methods, reason = "the harness starts agents")]
-        let mut c = Command::new("setpriv");
+        let mut c = Command::new(in_path("setpriv"));
         c.args(["--pdeathsig", "KILL", "--"]).arg(program("pilus-agent"));
         c.arg("--state-dir").arg(self.path("state")).arg("--run-dir").arg(self.path("run")).arg("--bpf-root").arg(self.path("bpf"));
         c.args(["--attach-mode", self.options.attach, "--endpoint-build", self.options.build]);
@@ -130,9 +137,17 @@ impl Node {
         for (key, _) in std::env::vars().filter(|(k, _)| k.starts_with("PILUS_") && k != "PILUS_CLANG") {
             c.env_remove(key);
         }
+        if !self.compiler {
+            c.env("PATH", "/nowhere").env_remove("PILUS_CLANG");
+        }
         // Not into the terminal's process group: the node decides when its agent ends.
         c.process_group(0).stdin(Stdio::null());
         c
+    }
+
+    /// Agents from now on find no compiler.
+    pub fn without_compiler(&mut self) {
+        self.compiler = false;
     }
 
     /// Starts the agent and waits until it serves; the socket appears when it does.
