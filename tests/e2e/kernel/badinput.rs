@@ -14,7 +14,7 @@ fn import(node: &Node, documents: &[(&str, &str)]) -> Result<u64, ClientError> {
 /// Status, field and message of a refusal.
 fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String, String) {
     match result {
-        Err(ClientError::Api { status, error }) => (status.into(), error.field.unwrap_or_default(), error.message),
+        Err(ClientError::Api { status, error }) => (status, error.field.unwrap_or_default(), error.message),
         other => panic!("not refused: {other:?}"),
     }
 }
