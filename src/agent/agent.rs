@@ -230,6 +230,8 @@ impl Agent {
             tcx: kernel.tcx,
             run_dir: options.run_dir.clone(),
             policy_status,
+            policies: Arc::clone(&policies),
+            wanted_policies: readers.policies.clone(),
         });
         let monitor = Monitor::start(&fs, Arc::clone(&tables), readers.clone(), Arc::clone(&policies))?;
         let (events, queue) = mpsc::channel(1024);

@@ -128,13 +128,19 @@ pub async fn drive<R: Reconcile>(
                         }
                     }
                     Err(message) => {
+                        // What half happened is unknown: the next attempt starts from scratch.
+                        done.remove(&key);
+                        snapshot = reader.take();
+                        confirm(&snapshot, &done, &busy, &status);
+                        if value.is_some() && snapshot.rows.get(&key) != value.as_ref() {
+                            // It failed at something that is no longer wanted: no failure to show, nothing to wait for.
+                            continue;
+                        }
                         let backoff = retries.get(&key).map_or(FIRST_BACKOFF, |r| (r.backoff * 2).min(LAST_BACKOFF));
                         if backoff > FIRST_BACKOFF {
                             tracing::warn!(reconciler = R::NAME, ?key, error = %message, retry_ms = backoff.as_millis() as u64, "failed");
                         }
                         retries.insert(key.clone(), Retry { at: Instant::now() + backoff, backoff });
-                        // What half happened is unknown: the next attempt starts from scratch.
-                        done.remove(&key);
                         if value.is_none() {
                             gone.insert(key.clone());
                         }
@@ -203,6 +209,8 @@ mod tests {
         rows: Mutex<BTreeMap<u32, u32>>,
         failures: Mutex<BTreeMap<u32, u32>>,
         calls: Mutex<Vec<String>>,
+        /// Updates wait here, if there is one.
+        gate: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
     }
 
     impl Fake {
@@ -228,6 +236,10 @@ mod tests {
         const NAME: &'static str = "fake";
         async fn update(&self, key: &u32, value: &u32) -> Result<(), String> {
             self.calls.lock().expect("lock").push(format!("update {key}={value}"));
+            let gate = self.gate.lock().expect("lock").clone();
+            if let Some(gate) = gate {
+                gate.acquire().await.expect("open").forget();
+            }
             if self.fails(*key) {
                 return Err("injected".into());
             }
@@ -271,6 +283,25 @@ mod tests {
         until(status, |s| s.get(&1) == Some(&Status::Done(revision))).await;
         assert_eq!(fake.rows(), [(1, 10), (2, 20)]);
         assert_eq!(fake.calls.lock().expect("lock").iter().filter(|c| c.starts_with("update 2")).count(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failing_at_what_is_no_longer_wanted_is_no_failure() {
+        let fake = Arc::new(Fake::default());
+        fake.failures.lock().expect("lock").insert(1, 1);
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        *fake.gate.lock().expect("lock") = Some(Arc::clone(&gate));
+        let (mut writer, mut status) = start(&fake);
+        writer.upsert(1, 10);
+        while fake.calls.lock().expect("lock").is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // The first attempt is under way; meanwhile another value is wanted.
+        let revision = writer.upsert(1, 11);
+        gate.add_permits(10);
+        let first = status.wait_for(|s| s.contains_key(&1)).await.expect("driven").clone();
+        assert_eq!(first.get(&1), Some(&Status::Done(revision)), "the failure is shown");
+        assert_eq!(fake.rows(), [(1, 11)]);
     }
 
     #[tokio::test(start_paused = true)]

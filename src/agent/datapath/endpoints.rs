@@ -2,11 +2,12 @@
 //! Containers in the kernel: device, program, addresses inside, row. Each step finds out what is there already.
 
 use super::Tables;
+use super::policies::PolicyReconciler;
 use super::programs::{ProgramError, Programs, Shape};
 use super::rows::{RowError, RowWriter, endpoint_row};
 use crate::options::AttachMode;
 use crate::reconcile::{Reconcile, Status, Statuses};
-use crate::state::{EndpointRecord, EndpointSpec, Facts, device_name};
+use crate::state::{EndpointRecord, EndpointSpec, Facts, PolicySpec, device_name};
 use crate::supervise::{self, HelperError};
 use crate::table::{Reader, Writer, table};
 use crate::templates::TemplateStore;
@@ -38,6 +39,8 @@ pub enum EndpointError {
     Helper(#[from] HelperError),
     #[error("policy {0}: {1}")]
     Policy(u32, Arc<str>),
+    #[error("policy {0} was replaced meanwhile")]
+    Superseded(u32),
     #[error("interface index {index} is taken by {name}, which is not ours; remove it or delete and add the endpoint")]
     IndexTaken { index: u32, name: String },
     #[error("header file: {0}")]
@@ -71,6 +74,8 @@ pub struct EndpointReconciler {
     pub tcx: bool,
     pub run_dir: PathBuf,
     pub policy_status: Statuses<u32>,
+    pub policies: Arc<PolicyReconciler>,
+    pub wanted_policies: Reader<u32, PolicySpec>,
     pub rows: RowWriter,
     facts: Mutex<Writer<EndpointId, Facts>>,
     graveyard: tokio::sync::mpsc::UnboundedSender<u32>,
@@ -88,6 +93,8 @@ pub struct Parts {
     pub tcx: bool,
     pub run_dir: PathBuf,
     pub policy_status: Statuses<u32>,
+    pub policies: Arc<PolicyReconciler>,
+    pub wanted_policies: Reader<u32, PolicySpec>,
 }
 
 impl EndpointReconciler {
@@ -95,7 +102,20 @@ impl EndpointReconciler {
         let (facts, reader) = table();
         let (graveyard, dead) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(bury(parts.netlink.clone(), dead));
-        let Parts { fs, tables, netlink, programs, templates, features, attach_mode, tcx, run_dir, policy_status } = parts;
+        let Parts {
+            fs,
+            tables,
+            netlink,
+            programs,
+            templates,
+            features,
+            attach_mode,
+            tcx,
+            run_dir,
+            policy_status,
+            policies,
+            wanted_policies,
+        } = parts;
         let this = Self {
             fs,
             tables,
@@ -107,6 +127,8 @@ impl EndpointReconciler {
             tcx,
             run_dir,
             policy_status,
+            policies,
+            wanted_policies,
             rows: RowWriter::default(),
             facts: Mutex::new(facts),
             graveyard,
@@ -146,12 +168,25 @@ impl EndpointReconciler {
         Ok((rendered, shape))
     }
 
+    /// Waits until both policies are in the kernel. A policy that is no longer wanted will never be: the endpoint has
+    /// another one by now.
     async fn policies_written(&self, spec: &EndpointSpec) -> Result<(), EndpointError> {
+        let mut wanted = self.wanted_policies.clone();
+        let mut status = self.policy_status.clone();
         for id in [spec.policy_in, spec.policy_out].into_iter().filter(|id| *id >= POLICY_FIRST) {
-            let mut status = self.policy_status.clone();
-            let seen = status.wait_for(|s| s.contains_key(&id)).await.map(|s| s.get(&id).cloned());
-            if let Ok(Some(Status::Failed(_, why))) = seen {
-                return Err(EndpointError::Policy(id, why));
+            loop {
+                match status.borrow_and_update().get(&id) {
+                    Some(Status::Done(_)) => break,
+                    Some(Status::Failed(_, why)) => return Err(EndpointError::Policy(id, Arc::clone(why))),
+                    None => {}
+                }
+                if !wanted.take().rows.contains_key(&id) {
+                    return Err(EndpointError::Superseded(id));
+                }
+                tokio::select! {
+                    changed = status.changed() => changed.map_err(|_| EndpointError::Superseded(id))?,
+                    more = wanted.changed() => if !more { return Err(EndpointError::Superseded(id)) },
+                }
             }
         }
         Ok(())
@@ -295,7 +330,10 @@ impl Reconcile for EndpointReconciler {
         }
         self.write_header(*id, &rendered)?;
         self.policies_written(spec).await?;
-        self.rows.write(&self.tables.endpoint, slot, row)?;
+        // Not a moment after one of them was removed.
+        self.policies
+            .while_written([spec.policy_in, spec.policy_out], || self.rows.write(&self.tables.endpoint, slot, row))
+            .ok_or(EndpointError::Superseded(spec.policy_in))??;
         if !record.own && self.tables.receive.get(slot)?.is_some() {
             self.tables.receive.clear(slot)?;
         }

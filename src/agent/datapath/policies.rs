@@ -125,12 +125,18 @@ impl PolicyReconciler {
         Ok(())
     }
 
+    /// Runs `f`, which makes a row name these policies, while both are written and stay so. None if one is not.
+    pub fn while_written<T>(&self, ids: [u32; 2], f: impl FnOnce() -> T) -> Option<T> {
+        let rules = self.rules();
+        ids.iter().all(|id| *id < POLICY_FIRST || rules.blocks.contains_key(id)).then(f)
+    }
+
     fn remove(&self, id: u32) -> Result<(), PolicyError> {
-        // Rows are flipped by another reconciler; what they still name stays.
+        // Rows are flipped by another reconciler, under this lock; what they still name stays.
+        let mut rules = self.rules();
         if self.tables.endpoint.entries()?.iter().any(|(_, r)| r.policy_in == id || r.policy_out == id) {
             return Err(PolicyError::InUse(id));
         }
-        let mut rules = self.rules();
         let keys = match rules.blocks.remove(&id) {
             Some(keys) => keys,
             None => self.tables.policy.entries()?.into_iter().map(|(k, _)| k).filter(|k| k.policy >> 5 == id).collect(),
