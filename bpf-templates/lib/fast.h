@@ -86,7 +86,7 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	void *end = CTXP(ctx, data_end);
 	struct iphdr *ip = (void *)(eth + 1);
 	struct flow_key4 key;
-	__be16 sport, dport;
+	__be16 sport = 0, dport = 0;
 	struct endpoint *dst;
 	struct flow4 *f;
 	__u32 side, hlen;
@@ -113,7 +113,7 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	void *end = CTXP(ctx, data_end);
 	struct ipv6hdr *ip = (void *)(eth + 1);
 	struct flow_key6 key;
-	__be16 sport, dport;
+	__be16 sport = 0, dport = 0;
 	struct endpoint *dst;
 	struct flow6 *f;
 	__u32 side, hlen;

@@ -59,6 +59,8 @@ pub async fn drive<R: Reconcile>(
 ) {
     let mut done: BTreeMap<R::Key, R::Value> = BTreeMap::new();
     let mut busy: BTreeSet<R::Key> = BTreeSet::new();
+    // Whatever was begun may exist, whether or not it succeeded.
+    let mut begun: BTreeSet<R::Key> = BTreeSet::new();
     let mut gone: BTreeSet<R::Key> = BTreeSet::new();
     let mut retries: BTreeMap<R::Key, Retry> = BTreeMap::new();
     let mut listed: Option<BTreeSet<R::Key>> = None;
@@ -76,7 +78,7 @@ pub async fn drive<R: Reconcile>(
             gone.append(stale);
         }
         let now = Instant::now();
-        for work in due(&snapshot, &done, &busy, &mut gone, &retries, now) {
+        for work in due(&snapshot, &done, &begun, &busy, &mut gone, &retries, now) {
             if running.len() >= parallel {
                 break;
             }
@@ -84,6 +86,7 @@ pub async fn drive<R: Reconcile>(
             match work {
                 Work::Update(key, value, revision) => {
                     busy.insert(key.clone());
+                    begun.insert(key.clone());
                     running.push(futures::future::Either::Left(async move {
                         let result = reconcile.update(&key, &value).await.map_err(|e| e.to_string());
                         (key, Some(value), revision, result)
@@ -122,6 +125,7 @@ pub async fn drive<R: Reconcile>(
                             }
                             None => {
                                 done.remove(&key);
+                                begun.remove(&key);
                                 gone.remove(&key);
                                 status.send_modify(|s| { Arc::make_mut(s).remove(&key); });
                             }
@@ -176,16 +180,13 @@ fn confirm<K: Ord + Clone, V: PartialEq>(
 fn due<K: Ord + Clone, V: PartialEq + Clone>(
     snapshot: &Snapshot<K, V>,
     done: &BTreeMap<K, V>,
+    begun: &BTreeSet<K>,
     busy: &BTreeSet<K>,
     gone: &mut BTreeSet<K>,
     retries: &BTreeMap<K, Retry>,
     now: Instant,
 ) -> Vec<Work<K, V>> {
-    for key in done.keys() {
-        if !snapshot.rows.contains_key(key) {
-            gone.insert(key.clone());
-        }
-    }
+    gone.extend(begun.iter().filter(|k| !snapshot.rows.contains_key(*k)).cloned());
     gone.retain(|k| !snapshot.rows.contains_key(k));
     let ready = |k: &K| !busy.contains(k) && retries.get(k).is_none_or(|r| r.at <= now);
     let mut work: Vec<Work<K, V>> = gone.iter().filter(|k| ready(k)).map(|k| Work::Delete(k.clone(), snapshot.revision)).collect();
@@ -317,6 +318,20 @@ mod tests {
         until(status.clone(), |s| matches!(s.get(&7), Some(Status::Failed(..)))).await;
         until(status, |s| !s.contains_key(&7)).await;
         assert_eq!(fake.rows(), [(8, 81)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_failed_half_way_is_deleted_too() {
+        let fake = Arc::new(Fake::default());
+        fake.failures.lock().expect("lock").insert(1, 1000);
+        let (mut writer, status) = start(&fake);
+        writer.upsert(1, 10);
+        until(status.clone(), |s| matches!(s.get(&1), Some(Status::Failed(..)))).await;
+        fake.failures.lock().expect("lock").clear();
+        fake.rows.lock().expect("lock").insert(1, 9);
+        writer.remove(&1);
+        until(status, |s| !s.contains_key(&1)).await;
+        assert_eq!(fake.rows(), []);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is wrong gets one clear answer and changes nothing.
 
+use crate::support::request;
 use pilus_api::ClientError;
 use pilus_api::types::{EndpointRequest, PolicyDocument, PolicyImport};
 use pilus_e2e::icmp::{self, Raw};
@@ -94,6 +95,29 @@ fn wrong_requests_are_refused_and_leave_nothing() {
     assert_eq!(broken("name:web", &[("Trace", "loud")]).0, 400);
     assert_eq!(broken("name:web", &[("Volume", "1")]).0, 400);
     assert_eq!(broken("name:nobody", &[("Trace", "off")]).0, 404);
+}
+
+/// Bytes that no client library would send.
+#[test]
+fn wrong_http_gets_an_error_of_ours() {
+    let node = Node::start(NodeOptions::default()).expect("node");
+    node.add("web", &["app=web"]).expect("web");
+    let json = Some("application/json");
+    request(&node, "PUT", "/v1/policy", json, "{").refused(400, "invalid", Some("body"));
+    request(&node, "PUT", "/v1/policy", json, "[]").refused(400, "invalid", Some("body"));
+    request(&node, "PUT", "/v1/policy", json, "{\"documents\":[],\"more\":1}").refused(400, "invalid", Some("body"));
+    request(&node, "PUT", "/v1/policy", None, "{\"documents\":[]}").refused(400, "invalid", Some("body"));
+    request(&node, "PUT", "/v1/endpoint/name:x", json, "{\"name\":7}").refused(400, "invalid", Some("body"));
+    request(&node, "DELETE", "/v1/policy", None, "").refused(400, "invalid", Some("labels"));
+    request(&node, "PATCH", "/v1/config", json, "{\"options\":{\"mtu\":\"9000\"}}").refused(400, "invalid", Some("mtu"));
+    request(&node, "GET", "/v1/map/nothing", None, "").refused(404, "not-found", None);
+    request(&node, "DELETE", "/v1/map/policy", None, "").refused(400, "invalid", Some("name"));
+    request(&node, "GET", "/v1/flows?type=loud", None, "").refused(400, "invalid", Some("type"));
+    request(&node, "GET", "/v1/flows?from=nobody", None, "").refused(404, "not-found", None);
+    request(&node, "POST", "/v1/cleanup", None, "").refused(400, "invalid", Some("confirm"));
+    request(&node, "GET", "/v2/endpoint", None, "").refused(404, "not-found", None);
+    request(&node, "POST", "/v1/endpoint", json, "{}").refused(405, "invalid", None);
+    assert_eq!(request(&node, "DELETE", "/v1/endpoint/name:nobody", None, "").status, 204);
 }
 
 fn ping(from: &Container, to: &Container) {

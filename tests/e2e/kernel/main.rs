@@ -3,6 +3,8 @@ mod answers;
 mod badinput;
 mod basic;
 mod node;
+mod restart;
 mod revoke;
+mod support;
 mod swap;
 mod verdicts;
