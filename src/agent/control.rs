@@ -79,6 +79,8 @@ pub enum Event {
     },
     Regenerate(Option<EndpointRef>, Reply<Revision>),
     Import(Vec<Rule>, Reply<RuleSet>),
+    /// Back to rules that are on disk: a change of them could not be kept.
+    RestoreRules(RuleSet, Reply<()>),
     /// `None`: all rules.
     DeletePolicy(Option<Labels>, Reply<(usize, RuleSet)>),
     Enforcement(EnforcementMode, Reply<u64>),
@@ -314,6 +316,12 @@ impl World {
                 self.publish_rules();
                 after.push(Box::new(move |w| drop(reply.send(Ok(w.rules.rows()[&()].clone())))));
             }
+            Event::RestoreRules(set, reply) => {
+                let rules = set.rules.iter().map(|r| (**r).clone()).collect();
+                self.repository = Repository::restore(rules, pilus_model::policy::Revision(set.revision));
+                self.publish_rules();
+                after.push(Box::new(move |_| drop(reply.send(Ok(())))));
+            }
             Event::DeletePolicy(labels, reply) => {
                 let (count, _) = match labels {
                     Some(labels) => self.repository.delete_by_labels(&labels),
@@ -382,7 +390,13 @@ impl World {
             let r = &spec.record;
             if r.name == add.name {
                 // The same request again, after an answer that got lost.
-                if r.netns == add.netns && r.ifname == add.ifname && r.labels == add.labels {
+                let v4 = match add.ipv4 {
+                    Wish::Auto => true,
+                    Wish::None => r.ipv4.is_none(),
+                    Wish::Exact(ip) => r.ipv4 == Some(ip),
+                };
+                let same = v4 && add.ipv6.is_none_or(|ip| r.ipv6 == ip) && add.own.is_none_or(|own| r.own == own);
+                if same && r.netns == add.netns && r.ifname == add.ifname && r.labels == add.labels {
                     return Ok((Arc::clone(r), true));
                 }
                 return Err(ControlError::NameTaken { name: add.name, by: r.id, netns: r.netns.clone() });

@@ -4,7 +4,7 @@
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 const ROWS: TableDefinition<&str, &[u8]> = TableDefinition::new("rows");
 
@@ -42,7 +42,12 @@ pub trait Store: Send + Sync + 'static {
 /// One file below the state directory. It belongs to one agent at a time.
 pub struct Embedded {
     path: PathBuf,
-    db: Database,
+    /// None after a write that failed: a database that met an error takes no more, and is opened again.
+    db: RwLock<Option<Database>>,
+}
+
+fn open(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Database::builder().set_cache_size(1 << 20).create(path)
 }
 
 impl Embedded {
@@ -50,65 +55,88 @@ impl Embedded {
     pub fn open(state_dir: &Path) -> Result<Arc<Self>, StoreError> {
         let path = state_dir.join("state.redb");
         let fail = |m: String| StoreError { path: path.clone(), message: m };
-        let db = Database::builder().set_cache_size(1 << 20).create(&path).map_err(|e| fail(e.to_string()))?;
-        let store = Self { path: path.clone(), db };
-        let txn = store.db.begin_write().map_err(|e| fail(e.to_string()))?;
+        let db = open(&path).map_err(|e| fail(e.to_string()))?;
+        let txn = db.begin_write().map_err(|e| fail(e.to_string()))?;
         txn.open_table(ROWS).map_err(|e| fail(e.to_string()))?;
         txn.commit().map_err(|e| fail(e.to_string()))?;
-        Ok(Arc::new(store))
+        Ok(Arc::new(Self { path, db: RwLock::new(Some(db)) }))
     }
 
     fn fail(&self, e: impl std::fmt::Display) -> StoreError {
         StoreError { path: self.path.clone(), message: e.to_string() }
     }
+
+    fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        loop {
+            if let Some(db) = &*self.db.read().unwrap_or_else(PoisonError::into_inner) {
+                return f(db);
+            }
+            let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+            if db.is_none() {
+                *db = Some(open(&self.path).map_err(|e| self.fail(e))?);
+            }
+        }
+    }
+
+    fn writing<T>(&self, f: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.with(f).inspect_err(|_| *self.db.write().unwrap_or_else(PoisonError::into_inner) = None)
+    }
 }
 
 impl Store for Embedded {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let txn = self.db.begin_read().map_err(|e| self.fail(e))?;
-        let rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
-        Ok(rows.get(key).map_err(|e| self.fail(e))?.map(|v| v.value().to_vec()))
+        self.with(|db| {
+            let txn = db.begin_read().map_err(|e| self.fail(e))?;
+            let rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
+            Ok(rows.get(key).map_err(|e| self.fail(e))?.map(|v| v.value().to_vec()))
+        })
     }
 
     fn create_only(&self, key: &str, value: &[u8]) -> Result<bool, StoreError> {
-        let txn = self.db.begin_write().map_err(|e| self.fail(e))?;
-        {
-            let mut rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
-            if rows.get(key).map_err(|e| self.fail(e))?.is_some() {
-                return Ok(false);
+        self.writing(|db| {
+            let txn = db.begin_write().map_err(|e| self.fail(e))?;
+            {
+                let mut rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
+                if rows.get(key).map_err(|e| self.fail(e))?.is_some() {
+                    return Ok(false);
+                }
+                rows.insert(key, value).map_err(|e| self.fail(e))?;
             }
-            rows.insert(key, value).map_err(|e| self.fail(e))?;
-        }
-        txn.commit().map_err(|e| self.fail(e))?;
-        Ok(true)
+            txn.commit().map_err(|e| self.fail(e))?;
+            Ok(true)
+        })
     }
 
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
-        let txn = self.db.begin_write().map_err(|e| self.fail(e))?;
-        {
-            let mut rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
-            for key in &batch.delete {
-                rows.remove(key.as_str()).map_err(|e| self.fail(e))?;
+        self.writing(|db| {
+            let txn = db.begin_write().map_err(|e| self.fail(e))?;
+            {
+                let mut rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
+                for key in &batch.delete {
+                    rows.remove(key.as_str()).map_err(|e| self.fail(e))?;
+                }
+                for (key, value) in &batch.put {
+                    rows.insert(key.as_str(), value.as_slice()).map_err(|e| self.fail(e))?;
+                }
             }
-            for (key, value) in &batch.put {
-                rows.insert(key.as_str(), value.as_slice()).map_err(|e| self.fail(e))?;
-            }
-        }
-        txn.commit().map_err(|e| self.fail(e))
+            txn.commit().map_err(|e| self.fail(e))
+        })
     }
 
     fn list(&self, prefix: &str) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
-        let txn = self.db.begin_read().map_err(|e| self.fail(e))?;
-        let rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
-        let mut found = BTreeMap::new();
-        for row in rows.range(prefix..).map_err(|e| self.fail(e))? {
-            let (key, value) = row.map_err(|e| self.fail(e))?;
-            if !key.value().starts_with(prefix) {
-                break;
+        self.with(|db| {
+            let txn = db.begin_read().map_err(|e| self.fail(e))?;
+            let rows = txn.open_table(ROWS).map_err(|e| self.fail(e))?;
+            let mut found = BTreeMap::new();
+            for row in rows.range(prefix..).map_err(|e| self.fail(e))? {
+                let (key, value) = row.map_err(|e| self.fail(e))?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                found.insert(key.value().to_owned(), value.value().to_vec());
             }
-            found.insert(key.value().to_owned(), value.value().to_vec());
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 }
 

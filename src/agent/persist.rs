@@ -15,10 +15,12 @@ const ENDPOINTS: &str = "endpoint/";
 const RULES: &str = "policy";
 
 /// Table revisions that are safe on disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Persisted {
     pub endpoints: Revision,
     pub rules: u64,
+    /// The rules of that revision.
+    pub rule_set: RuleSet,
     /// The last write failed: nothing may be acknowledged.
     pub failing: bool,
 }
@@ -76,7 +78,9 @@ pub async fn follow(
 ) {
     let first = endpoints.take();
     let mut stored: BTreeMap<_, _> = BTreeMap::new();
-    let mut stored_rules = rules.snapshot().rows.get(&()).map(|r| r.revision);
+    let loaded = rules.snapshot().rows.get(&()).cloned().unwrap_or_default();
+    let mut stored_rules = Some(loaded.revision);
+    done.send_modify(|p| p.rule_set = loaded);
     let mut endpoint_snapshot = first;
     loop {
         let rule_set = rules.take().rows.get(&()).cloned().unwrap_or_default();
@@ -96,7 +100,7 @@ pub async fn follow(
             Ok(()) => {
                 stored = next;
                 stored_rules = Some(rule_set.revision);
-                done.send_replace(Persisted { endpoints: endpoint_snapshot.revision, rules: rule_set.revision, failing: false });
+                done.send_replace(Persisted { endpoints: endpoint_snapshot.revision, rules: rule_set.revision, rule_set, failing: false });
             }
             Err(e) => {
                 tracing::error!(error = %e, "state is not saved");

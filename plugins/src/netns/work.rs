@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
@@ -20,6 +20,8 @@ use super::{Address, Code, Configure, Done, Failure, Interface, LinkRef, Mac, Pr
 
 /// Index of `lo` in every namespace.
 const LO: u32 = 1;
+/// Metric of a default route that another one comes before, plus the interface's index. IPv6's own is 1024.
+const BEHIND: u32 = 20000;
 /// Longest interface name, bytes.
 const NAME_LEN: usize = 15;
 
@@ -257,24 +259,53 @@ fn add_address(socket: &mut Socket, index: u32, address: Prefix, prefix_route: b
     }
 }
 
-/// On-link routes to the gateways and default routes through them. A default route that is there, through whatever interface,
-/// is replaced.
+/// On-link routes to the gateways and default routes through them. Where another interface has the default route, this one's
+/// stands behind it: what goes through the other goes on doing so.
 fn routes(socket: &mut Socket, c: &Configure, index: u32) -> Result<()> {
     let gateways = [c.gateway6.map(IpAddr::V6), c.gateway4.map(IpAddr::V4)];
     for gateway in gateways.into_iter().flatten() {
-        let (any, host) = match gateway {
-            IpAddr::V4(_) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 32),
-            IpAddr::V6(_) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 128),
+        let (any, host, family) = match gateway {
+            IpAddr::V4(_) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 32, AddressFamily::Inet),
+            IpAddr::V6(_) => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 128, AddressFamily::Inet6),
         };
+        let fail = |e| failed(format_args!("set the routes through gateway {gateway} of {}", c.name), e);
         let on_link = route(Prefix { ip: gateway, plen: host }, None, index);
-        let default = route(Prefix { ip: any, plen: 0 }, Some(gateway), index);
-        for message in [on_link, default] {
-            socket
-                .execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-                .map_err(|e| failed(format_args!("set the routes through gateway {gateway} of {}", c.name), e))?;
+        let (ours, others) = default_routes(socket, family, index)?;
+        // Not replaced: that would take the same address's route through another interface away.
+        match socket.execute(RouteNetlinkMessage::NewRoute(on_link), NLM_F_CREATE | NLM_F_APPEND) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(fail(e)),
         }
+        if ours {
+            continue;
+        }
+        let mut default = route(Prefix { ip: any, plen: 0 }, Some(gateway), index);
+        if others {
+            default.attributes.push(RouteAttribute::Priority(BEHIND + index));
+        }
+        socket.execute(RouteNetlinkMessage::NewRoute(default), NLM_F_CREATE | NLM_F_REPLACE).map_err(fail)?;
     }
     Ok(())
+}
+
+/// Whether this interface has a default route, and whether another one has.
+fn default_routes(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<(bool, bool)> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    let (mut ours, mut others) = (false, false);
+    for answer in socket.dump(RouteNetlinkMessage::GetRoute(message)).map_err(|e| failed("list routes", e))? {
+        if let RouteNetlinkMessage::NewRoute(m) = answer
+            && m.header.destination_prefix_length == 0
+            && m.header.table == RouteHeader::RT_TABLE_MAIN
+            && m.header.kind == RouteType::Unicast
+        {
+            match route_of(&m, index) {
+                Some(_) => ours = true,
+                None => others = true,
+            }
+        }
+    }
+    Ok((ours, others))
 }
 
 fn route(destination: Prefix, gateway: Option<IpAddr>, oif: u32) -> RouteMessage {

@@ -193,7 +193,7 @@ impl EndpointReconciler {
     }
 
     /// The device with its peer in the container's namespace. Returns the peer's index there, and whether it is new.
-    async fn device(&self, record: &EndpointRecord) -> Result<u32, EndpointError> {
+    async fn device(&self, record: &EndpointRecord) -> Result<(u32, bool), EndpointError> {
         let index = ifindex(record.id);
         let name = record.device();
         let peer_name = format!("plxt{:08x}", record.id.0);
@@ -204,12 +204,14 @@ impl EndpointReconciler {
             if link.mac == Some(record.host_mac)
                 && let Some(peer) = link.peer_index
             {
-                return Ok(peer);
+                return Ok((peer, false));
             }
             // Left by an endpoint that is gone.
             self.netlink.delete_link(index).await?;
         }
         let netns = std::fs::File::open(&record.netns).map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
+        // A row that stands speaks of a device that was: of this endpoint, or of one that is gone and had its slot.
+        self.rows.clear(&self.tables.endpoint, u32::from(record.id.0))?;
         let spec = VethSpec {
             name: &name,
             ifindex: Some(index),
@@ -223,7 +225,7 @@ impl EndpointReconciler {
         };
         self.netlink.create_veth(spec).await?;
         let link = self.netlink.link_by_index(index).await?;
-        Ok(link.and_then(|l| l.peer_index).unwrap_or_default())
+        Ok((link.and_then(|l| l.peer_index).unwrap_or_default(), true))
     }
 
     /// Hangs the program on the device, or swaps it in place. Returns how it hangs.
@@ -318,14 +320,14 @@ impl Reconcile for EndpointReconciler {
         let record = &spec.record;
         let (rendered, shape) = self.shape(record).await?;
         let row = endpoint_row(spec, &rendered)?;
-        let peer = self.device(record).await?;
+        let (peer, new) = self.device(record).await?;
         let attach = self.attach(*id, shape.program("from_container")?)?;
         let slot = u32::from(id.0);
         if record.own {
             self.tables.receive.set(slot, shape.program("receive_own")?)?;
         }
         let live = self.tables.endpoint.get(&slot)?.is_some_and(|r| r.flags & EP_VALID != 0);
-        if !live {
+        if new || !live {
             self.configure(record, peer).await?;
         }
         self.write_header(*id, &rendered)?;

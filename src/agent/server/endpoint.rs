@@ -17,6 +17,7 @@ use pilus_model::label::{Labels, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,6 +227,25 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
     })
 }
 
+/// What the kernel's file system of namespaces calls itself.
+const NSFS: i64 = 0x6e73_6673;
+
+fn check_netns(path: &std::path::Path) -> Result<(), Failure> {
+    let bad = |what: &dyn std::fmt::Display| Failure::invalid("netns", format!("{}: {what}", path.display()));
+    let file = std::fs::File::open(path).map_err(|e| bad(&e))?;
+    let none = &"is no network namespace";
+    let kind = nix::sys::statfs::fstatfs(&file).map_err(|e| bad(&e))?.filesystem_type();
+    if i64::from(kind.0) != NSFS {
+        return Err(bad(none));
+    }
+    // A namespace of another kind says so, unless it is mounted somewhere; then the kernel refuses it later.
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+    match name.to_str().and_then(|n| n.split_once(":[")) {
+        Some((kind, _)) if kind != "net" && !kind.starts_with('/') => Err(bad(none)),
+        _ => Ok(()),
+    }
+}
+
 /// Waits until the kernel has what was accepted. An error says why it has not.
 async fn realised(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
     let mut statuses = agent.endpoint_status.clone();
@@ -283,12 +303,13 @@ pub async fn add(
 ) -> Result<Response, Failure> {
     let add = parse(&id, request)?;
     // A path that is no namespace is the caller's mistake: say so before anything is allocated.
-    std::fs::File::open(&add.netns).map_err(|e| Failure::invalid("netns", format!("{}: {e}", add.netns.display())))?;
+    check_netns(&add.netns)?;
     let accepted = ask(&agent, |reply| Event::Add(add, reply)).await?;
-    persisted(&agent, |p| p.endpoints >= accepted.revision).await?;
-    if wait.wait.unwrap_or(true)
-        && let Err(why) = realised(&agent, &accepted).await
-    {
+    let mut done = persisted(&agent, |p| p.endpoints >= accepted.revision).await;
+    if done.is_ok() && wait.wait.unwrap_or(true) {
+        done = realised(&agent, &accepted).await;
+    }
+    if let Err(why) = done {
         // Undone by ownership: what this request made, this request removes.
         if !accepted.existed {
             let _ = ask(&agent, |reply| Event::Delete(EndpointRef::Id(accepted.record.id), reply)).await;

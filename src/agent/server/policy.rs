@@ -27,6 +27,16 @@ fn current(agent: &Agent) -> RuleSet {
     agent.readers.rules.snapshot().rows.get(&()).cloned().unwrap_or_default()
 }
 
+/// Waits until the rules are on disk. If they cannot be, what is on disk is in force again.
+async fn kept(agent: &Agent, revision: u64) -> Result<(), Failure> {
+    let result = persisted(agent, |p| p.rules >= revision).await;
+    if result.is_err() {
+        let before = agent.persisted.borrow().rule_set.clone();
+        ask(agent, |reply| Event::RestoreRules(before, reply)).await?;
+    }
+    result
+}
+
 pub async fn show(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyModel>, Failure> {
     let set = current(&agent);
     let wanted = which.labels.as_deref().map(labels).transpose()?.unwrap_or_default();
@@ -49,7 +59,7 @@ pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) ->
         return Err(Failure::invalid("documents", "there is no rule in what was given"));
     }
     let set = ask(&agent, |reply| Event::Import(rules, reply)).await?;
-    persisted(&agent, |p| p.rules >= set.revision).await?;
+    kept(&agent, set.revision).await?;
     Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0 }))
 }
 
@@ -61,7 +71,7 @@ pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Res
         (None, false) => return Err(Failure::invalid("labels", "say which rules: labels=KEY=VALUE,… or all=true")),
     };
     let (deleted, set) = ask(&agent, |reply| Event::DeletePolicy(chosen, reply)).await?;
-    persisted(&agent, |p| p.rules >= set.revision).await?;
+    kept(&agent, set.revision).await?;
     Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted }))
 }
 
