@@ -114,30 +114,31 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 	}
 }
 
-static __always_inline int flow_is_closing(const struct flow *h)
+static __always_inline int flow_is_closing(__u32 flags)
 {
-	return h->flags & FLOW_RST || (h->flags & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B);
+	return flags & FLOW_RST || (flags & (FLOW_FIN_A | FLOW_FIN_B)) == (FLOW_FIN_A | FLOW_FIN_B);
 }
 
-static __always_inline __u32 flow_idle_limit(const struct flow *h, __u8 proto)
+/* Idle limit of a flow with these flags. A function of its own, so that the verifier looks at its branches once. */
+__noinline __u32 flow_idle_limit(__u32 flags, __u32 proto)
 {
 	__u32 zero = 0;
 	struct flow_timeouts *t = bpf_map_lookup_elem(&timeouts, &zero);
 
 	if (!t)
 		return 0;
-	if (h->flags & FLOW_DENY)
+	if (flags & FLOW_DENY)
 		return t->deny;
 	if (proto == IPPROTO_TCP)
-		return flow_is_closing(h) ? t->tcp_closing : h->flags & FLOW_REPLY ? t->tcp : t->tcp_open;
+		return flow_is_closing(flags) ? t->tcp_closing : flags & FLOW_REPLY ? t->tcp : t->tcp_open;
 	if (proto == IPPROTO_UDP)
-		return h->flags & FLOW_REPLY ? t->udp_reply : t->udp;
+		return flags & FLOW_REPLY ? t->udp_reply : t->udp;
 	return proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6 ? t->icmp : t->other;
 }
 
 static __always_inline int flow_is_expired(const struct flow *h, __u8 proto)
 {
-	return (__u32)bpf_jiffies64() - h->last > flow_idle_limit(h, proto);
+	return (__u32)bpf_jiffies64() - h->last > flow_idle_limit(h->flags, proto);
 }
 
 /* `side` 0 or 1: who sent the packet. */

@@ -169,7 +169,7 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 		return ret;
 	}
 	p->state = FLOW_STATE_NEW;
-	if (syn && same && h && !(h->flags & FLOW_DENY) && !flow_is_closing(h)) {
+	if (syn && same && h && !(h->flags & FLOW_DENY) && !flow_is_closing(h->flags)) {
 		/* A repeated SYN, or both sides open at once: the flow lives on, judged as its opener. */
 		if (!!(h->flags & FLOW_OPENER_B) == p->side)
 			WRITE_ONCE(h->epoch, epoch);

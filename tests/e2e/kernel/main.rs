@@ -2,6 +2,7 @@
 mod answers;
 mod badinput;
 mod basic;
+mod faults;
 mod node;
 mod restart;
 mod revoke;

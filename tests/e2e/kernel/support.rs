@@ -216,3 +216,18 @@ pub fn compare(node: &Node) -> Result<Vec<EndpointModel>, String> {
 pub fn settled(node: &Node) -> Vec<EndpointModel> {
     until("kernel and desired state are equal", || compare(node))
 }
+
+/// Runs a future of rtnetlink in the calling thread's namespace.
+pub fn netlink<T>(work: impl AsyncFnOnce(&pilus_loader::netlink::Netlink) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async { work(&pilus_loader::netlink::Netlink::new().expect("netlink")).await })
+}
+
+/// Both protocols and both families work once.
+pub fn talk(client: &Container, server: &Container, port: u16) {
+    for family in Family::BOTH {
+        for mut talk in [Talk::tcp(client, server, family, port), Talk::udp(client, server, family, port)] {
+            talk.exchange(1).unwrap_or_else(|e| panic!("{} to {} {family:?}: {e}", client.name, server.name));
+        }
+    }
+}

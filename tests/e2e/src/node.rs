@@ -42,6 +42,7 @@ pub struct Node {
     netns: File,
     agent: Option<Child>,
     compiler: bool,
+    agent_program: Option<PathBuf>,
 }
 
 /// A program of this build: beside the running one, or one directory up (tests).
@@ -95,7 +96,8 @@ impl Node {
         })?;
         let netns = started.recv()??;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let node = Self { dir, options, runtime, jobs: Some(jobs), thread: Some(thread), netns, agent: None, compiler: true };
+        let node =
+            Self { dir, options, runtime, jobs: Some(jobs), thread: Some(thread), netns, agent: None, compiler: true, agent_program: None };
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async { pilus_loader::netlink::Netlink::new()?.set_up(1).await })?;
@@ -110,7 +112,7 @@ impl Node {
     }
 
     /// Runs `f` in the node's thread, so in its mount namespace too.
-    fn run_inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    pub fn run_inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, result) = mpsc::channel();
         let job: Job = Box::new(move || drop(answer.send(f())));
         self.jobs.as_ref().context("node ended")?.send(job).ok().context("node ended")?;
@@ -129,7 +131,7 @@ impl Node {
         // An agent does not outlive the test that started it, however that ends.
         #[expect(clippy::disallowed_methods, reason = "the harness starts agents")]
         let mut c = Command::new(in_path("setpriv"));
-        c.args(["--pdeathsig", "KILL", "--"]).arg(program("pilus-agent"));
+        c.args(["--pdeathsig", "KILL", "--"]).arg(self.agent_program.clone().unwrap_or_else(|| program("pilus-agent")));
         c.arg("--state-dir").arg(self.path("state")).arg("--run-dir").arg(self.path("run")).arg("--bpf-root").arg(self.path("bpf"));
         c.args(["--attach-mode", self.options.attach, "--endpoint-build", self.options.build]);
         c.args(["--flow-table-size", "16384", "--log-level", &std::env::var("PILUS_TEST_LOG").unwrap_or_else(|_| "warn".into())]);
@@ -143,6 +145,11 @@ impl Node {
         // Not into the terminal's process group: the node decides when its agent ends.
         c.process_group(0).stdin(Stdio::null());
         c
+    }
+
+    /// Agents from now on are this program, not the one of this build.
+    pub fn set_agent(&mut self, path: PathBuf) {
+        self.agent_program = Some(path);
     }
 
     /// Agents from now on find no compiler.
