@@ -227,15 +227,12 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
     })
 }
 
-/// What the kernel's file system of namespaces calls itself.
-const NSFS: i64 = 0x6e73_6673;
-
 fn check_netns(path: &std::path::Path) -> Result<(), Failure> {
     let bad = |what: &dyn std::fmt::Display| Failure::invalid("netns", format!("{}: {what}", path.display()));
     let file = std::fs::File::open(path).map_err(|e| bad(&e))?;
     let none = &"is no network namespace";
     let kind = nix::sys::statfs::fstatfs(&file).map_err(|e| bad(&e))?.filesystem_type();
-    if i64::from(kind.0) != NSFS {
+    if kind != nix::sys::statfs::NSFS_MAGIC {
         return Err(bad(none));
     }
     // A namespace of another kind says so, unless it is mounted somewhere; then the kernel refuses it later.

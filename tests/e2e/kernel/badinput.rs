@@ -63,7 +63,7 @@ fn wrong_requests_are_refused_and_leave_nothing() {
     let rows: Vec<((u16, String, String), u16, &str)> = vec![
         (put(&|r| r.netns = "/nowhere".into()), 400, "/nowhere"),
         (put(&|r| r.netns = "relative".into()), 400, "relative"),
-        (put(&|r| r.netns = plain.display().to_string()), 500, ""),
+        (put(&|r| r.netns = plain.display().to_string()), 400, "is no network namespace"),
         (put(&|r| r.ifname = Some("a/b".into())), 400, "a/b"),
         (put(&|r| r.ifname = Some("sixteen-letters-".into())), 400, "sixteen"),
         (put(&|r| r.ifname = Some("eth0".into())), 409, "eth0"),
