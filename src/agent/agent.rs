@@ -14,7 +14,7 @@ use crate::locks::{LockError, Locks};
 use crate::monitor::Monitor;
 use crate::options::{AllowLocalhost, EnablePolicy, EndpointBuild, Options, Prefix};
 use crate::persist::{self, Persisted};
-use crate::reconcile::{Statuses, drive};
+use crate::reconcile::{Reconcile, Status, Statuses, drive};
 use crate::state::{Facts, IpcachePrefix};
 use crate::table::Reader;
 use crate::templates::{TemplateError, TemplateStore};
@@ -216,7 +216,9 @@ impl Agent {
         });
         let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables)));
         let (policy_tx, policy_status) = watch::channel(Arc::default());
-        let (endpoint_tx, endpoint_status) = watch::channel(Arc::default());
+        // An endpoint of an earlier agent exists, although this one has not looked yet.
+        let restored = readers.endpoints.snapshot().rows.keys().map(|id| (*id, Status::Begun)).collect();
+        let (endpoint_tx, endpoint_status) = watch::channel(Arc::new(restored));
         let (ipcache_tx, ipcache_status) = watch::channel(Arc::default());
         let (persisted_tx, persisted) = watch::channel(Persisted::default());
         let (endpoints, facts) = EndpointReconciler::new(Parts {
@@ -266,6 +268,7 @@ impl Agent {
         tokio::spawn(drive(policies, readers.policies.clone(), 1, policy_tx));
         let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));
         tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
+        agent.remove_leftovers().await;
         tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));
         agent.send_host_addresses().await;
         tokio::spawn(Arc::clone(&agent).follow_addresses());
@@ -273,6 +276,21 @@ impl Agent {
         tokio::spawn(Arc::clone(&agent).sweep_flows());
         tokio::spawn(Arc::clone(&agent).promote());
         Ok(agent)
+    }
+
+    /// What an agent that was killed left of containers that it had not promised, or had promised to remove. It goes before
+    /// the first request is served: the same request again would find its interface's name taken.
+    async fn remove_leftovers(&self) {
+        let wanted = self.readers.endpoints.snapshot().rows;
+        let found = match self.endpoints.realised().await {
+            Ok(found) => found,
+            Err(e) => return tracing::warn!(error = %e, "cannot list what an earlier agent left"),
+        };
+        let stale: Vec<EndpointId> = found.into_iter().filter(|id| !wanted.contains_key(id)).collect();
+        let removed = futures::future::join_all(stale.iter().map(|id| self.endpoints.delete(id))).await;
+        for (id, e) in stale.iter().zip(removed).filter_map(|(id, r)| Some((id, r.err()?))) {
+            tracing::warn!(endpoint = %id, error = %e, "what an earlier agent left is not removed yet");
+        }
     }
 
     /// The host program of a tree, loaded.

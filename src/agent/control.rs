@@ -372,10 +372,8 @@ impl World {
     fn accept(&self, id: EndpointId, existed: bool, reply: Reply<Accepted>) {
         let rows = self.endpoints.rows();
         let answer = match rows.get(&id) {
-            Some(spec) => {
-                let revision = self.wanted.get(&id).copied().unwrap_or_default();
-                Ok(Accepted { record: Arc::clone(&spec.record), revision, existed })
-            }
+            // The whole table's revision: it includes what the change did to the others' policies.
+            Some(spec) => Ok(Accepted { record: Arc::clone(&spec.record), revision: self.endpoints.reader().snapshot().revision, existed }),
             None => Err(ControlError::NotFound(EndpointRef::Id(id))),
         };
         drop(reply.send(answer));

@@ -28,6 +28,8 @@ pub trait Reconcile: Send + Sync + 'static {
 /// How far one object is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
+    /// Something of it may exist; nothing is known yet.
+    Begun,
     /// Realised as of this table revision.
     Done(Revision),
     /// The last attempt failed; another follows.
@@ -50,7 +52,8 @@ enum Work<K, V> {
     Delete(K, Revision),
 }
 
-/// Follows `reader` for ever (until the writer is gone). At most `parallel` operations at once, one per key.
+/// Follows `reader` for ever (until the writer is gone). At most `parallel` operations at once, one per key. Keys that have
+/// a status at the beginning are taken to exist. A key has one for as long as anything of it may exist.
 pub async fn drive<R: Reconcile>(
     reconcile: Arc<R>,
     mut reader: Reader<R::Key, R::Value>,
@@ -60,7 +63,7 @@ pub async fn drive<R: Reconcile>(
     let mut done: BTreeMap<R::Key, R::Value> = BTreeMap::new();
     let mut busy: BTreeSet<R::Key> = BTreeSet::new();
     // Whatever was begun may exist, whether or not it succeeded.
-    let mut begun: BTreeSet<R::Key> = BTreeSet::new();
+    let mut begun: BTreeSet<R::Key> = status.borrow().keys().cloned().collect();
     let mut gone: BTreeSet<R::Key> = BTreeSet::new();
     let mut retries: BTreeMap<R::Key, Retry> = BTreeMap::new();
     let mut listed: Option<BTreeSet<R::Key>> = None;
@@ -86,7 +89,11 @@ pub async fn drive<R: Reconcile>(
             match work {
                 Work::Update(key, value, revision) => {
                     busy.insert(key.clone());
-                    begun.insert(key.clone());
+                    if begun.insert(key.clone()) {
+                        status.send_modify(|s| {
+                            Arc::make_mut(s).insert(key.clone(), Status::Begun);
+                        });
+                    }
                     running.push(futures::future::Either::Left(async move {
                         let result = reconcile.update(&key, &value).await.map_err(|e| e.to_string());
                         (key, Some(value), revision, result)
@@ -300,7 +307,7 @@ mod tests {
         // The first attempt is under way; meanwhile another value is wanted.
         let revision = writer.upsert(1, 11);
         gate.add_permits(10);
-        let first = status.wait_for(|s| s.contains_key(&1)).await.expect("driven").clone();
+        let first = status.wait_for(|s| s.get(&1).is_some_and(|s| *s != Status::Begun)).await.expect("driven").clone();
         assert_eq!(first.get(&1), Some(&Status::Done(revision)), "the failure is shown");
         assert_eq!(fake.rows(), [(1, 11)]);
     }
@@ -311,7 +318,7 @@ mod tests {
         fake.rows.lock().expect("lock").extend([(7, 70), (8, 80)]);
         let (mut writer, status) = start(&fake);
         writer.upsert(8, 81);
-        until(status.clone(), |s| s.contains_key(&8)).await;
+        until(status.clone(), |s| matches!(s.get(&8), Some(Status::Done(_)))).await;
         assert_eq!(fake.rows(), [(7, 70), (8, 81)]);
         fake.failures.lock().expect("lock").insert(7, 2);
         writer.set_initialised();
@@ -339,12 +346,12 @@ mod tests {
         let fake = Arc::new(Fake::default());
         let (mut writer, status) = start(&fake);
         writer.upsert(1, 10);
-        until(status.clone(), |s| s.contains_key(&1)).await;
+        until(status.clone(), |s| matches!(s.get(&1), Some(Status::Done(_)))).await;
         writer.remove(&1);
         until(status.clone(), |s| !s.contains_key(&1)).await;
         assert_eq!(fake.rows(), []);
         writer.upsert(1, 11);
-        until(status, |s| s.contains_key(&1)).await;
+        until(status, |s| matches!(s.get(&1), Some(Status::Done(_)))).await;
         assert_eq!(fake.rows(), [(1, 11)]);
     }
 }

@@ -13,6 +13,8 @@ mod watch;
 use futures::StreamExt as _;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 pub use address::Address;
 pub use link::{LinkInfo, LocalPair, VethSpec};
@@ -26,6 +28,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// The kernel gives one list at a time to a socket, and says EBUSY to a second request.
+    listing: Arc<Mutex<()>>,
 }
 
 /// What a request is about, for its error.
@@ -58,7 +62,7 @@ impl Netlink {
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, listing: Arc::default() })
     }
 
     /// Sends a request and collects the answers, and whether something changed while the kernel gave them.
@@ -105,6 +109,7 @@ impl Netlink {
     /// Asks for all of a kind. A dump during which something changed may miss others, so it is repeated; after some attempts it
     /// is EAGAIN.
     async fn dump(&self, message: RouteNetlinkMessage, what: &What<'_>) -> Result<Vec<RouteNetlinkMessage>> {
+        let _one = self.listing.lock().await;
         for _ in 0..DUMP_ATTEMPTS {
             let (all, interrupted) = self.request(message.clone(), NLM_F_DUMP, what).await?;
             if !interrupted {

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
@@ -161,7 +162,9 @@ fn configure(c: &Configure) -> Result<Done> {
     set(socket, link.index, Some(true), Vec::new()).map_err(|e| failed(format_args!("set up {}", c.name), e))?;
     routes(socket, c, link.index)?;
 
+    // Asking for a link makes what its carrier means take effect at once (since 6.8), so that its queue takes packets.
     let interface = describe(socket, link.index)?;
+    warnings.extend(in_use(socket, c)?);
     warnings.extend(interface.addresses.iter().filter(|a| a.tentative).map(|a| format!("address {} is tentative", a.address)));
     Ok(Done { ok: true, interface: Some(interface), deleted: None, warnings })
 }
@@ -326,6 +329,37 @@ fn route(destination: Prefix, gateway: Option<IpAddr>, oif: u32) -> RouteMessage
     message.attributes.push(RouteAttribute::Oif(oif));
     message.attributes.extend(gateway.map(|g| RouteAttribute::Gateway(g.into())));
     message
+}
+
+/// Tries, and the time between two, until an address counts as late.
+const TRIES: u32 = 2000;
+const TRY_EVERY: Duration = Duration::from_micros(500);
+
+/// Waits until the kernel takes packets for each IPv6 address. It puts an address into use from a work queue, also one without
+/// duplicate detection: until then packets for it are forwarded, that is dropped. Returns warnings.
+fn in_use(socket: &mut Socket, c: &Configure) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    for address in c.addresses.iter().filter(|a| a.ip.is_ipv6()) {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.destination_prefix_length = 128;
+        message.attributes.push(RouteAttribute::Destination(address.ip.into()));
+        let mut tries = 0;
+        loop {
+            // Unreachable, as an error, is an answer too.
+            let answers = socket.get(RouteNetlinkMessage::GetRoute(message.clone())).unwrap_or_default();
+            if answers.iter().any(|a| matches!(a, RouteNetlinkMessage::NewRoute(m) if m.header.kind == RouteType::Local)) {
+                break;
+            }
+            tries += 1;
+            if tries == TRIES {
+                warnings.push(format!("address {} is not in use yet", address.ip));
+                break;
+            }
+            std::thread::sleep(TRY_EVERY);
+        }
+    }
+    Ok(warnings)
 }
 
 fn describe(socket: &mut Socket, index: u32) -> Result<Interface> {

@@ -178,7 +178,7 @@ impl EndpointReconciler {
                 match status.borrow_and_update().get(&id) {
                     Some(Status::Done(_)) => break,
                     Some(Status::Failed(_, why)) => return Err(EndpointError::Policy(id, Arc::clone(why))),
-                    None => {}
+                    Some(Status::Begun) | None => {}
                 }
                 if !wanted.take().rows.contains_key(&id) {
                     return Err(EndpointError::Superseded(id));
@@ -328,6 +328,8 @@ impl Reconcile for EndpointReconciler {
         }
         let live = self.tables.endpoint.get(&slot)?.is_some_and(|r| r.flags & EP_VALID != 0);
         if new || !live {
+            // Up first, so that the container's side has a carrier when its addresses are set; no packet passes without a row.
+            self.netlink.set_up(ifindex(*id)).await?;
             self.configure(record, peer).await?;
         }
         self.write_header(*id, &rendered)?;
@@ -340,6 +342,8 @@ impl Reconcile for EndpointReconciler {
             self.tables.receive.clear(slot)?;
         }
         self.netlink.set_up(ifindex(*id)).await?;
+        // The kernel notices a carrier late when it is busy, and drops what is sent meanwhile; asking makes it look.
+        self.netlink.link_by_index(ifindex(*id)).await?;
         self.set_facts(
             *id,
             Some(Facts {

@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use pilus_api::types::*;
-use pilus_model::endpoint::{EndpointRef, EndpointState};
+use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
 use pilus_model::label::{Labels, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -249,7 +249,7 @@ async fn realised(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
     let id = accepted.record.id;
     let settled = statuses.wait_for(|s| match s.get(&id) {
         Some(Status::Done(revision) | Status::Failed(revision, _)) => *revision >= accepted.revision,
-        None => false,
+        Some(Status::Begun) | None => false,
     });
     let late = |_| Failure::timeout(format!("endpoint {id} is not ready after {PATIENCE:?}; see `pilus endpoint log {id}`"));
     let failure = {
@@ -279,6 +279,7 @@ async fn known_to_all(agent: &Agent, accepted: &Accepted) -> Result<(), Failure>
     let settled = statuses.wait_for(|s| {
         live.iter().all(|id| match s.get(id) {
             Some(Status::Done(at) | Status::Failed(at, _)) => *at >= accepted.revision,
+            Some(Status::Begun) => false,
             None => true,
         })
     });
@@ -309,12 +310,31 @@ pub async fn add(
     if let Err(why) = done {
         // Undone by ownership: what this request made, this request removes.
         if !accepted.existed {
-            let _ = ask(&agent, |reply| Event::Delete(EndpointRef::Id(accepted.record.id), reply)).await;
+            let id = accepted.record.id;
+            let _ = ask(&agent, |reply| Event::Delete(EndpointRef::Id(id), reply)).await;
+            let _ = gone(&agent, id).await;
         }
         return Err(why);
     }
     let status = if accepted.existed { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(answer(&agent, &accepted).await?)).into_response())
+}
+
+/// Waits until nothing of a deleted endpoint is left. Another one may have its slot already: where that one is done, nothing
+/// is left of this one either.
+async fn gone(agent: &Agent, id: EndpointId) -> Result<(), Failure> {
+    let deleted = agent.readers.endpoints.snapshot().revision;
+    let mut statuses = agent.endpoint_status.clone();
+    let gone = statuses.wait_for(|s| match s.get(&id) {
+        None => true,
+        Some(Status::Done(at)) => *at >= deleted,
+        Some(Status::Begun | Status::Failed(..)) => false,
+    });
+    tokio::time::timeout(PATIENCE, gone)
+        .await
+        .map_err(|_| Failure::timeout(format!("endpoint {id} is not gone after {PATIENCE:?}; the agent goes on trying")))?
+        .map_err(|_| Failure::failed("the agent is stopping"))?;
+    Ok(())
 }
 
 pub async fn delete(State(agent): State<App>, Path(id): Path<String>) -> Result<Response, Failure> {
@@ -325,12 +345,7 @@ pub async fn delete(State(agent): State<App>, Path(id): Path<String>) -> Result<
     };
     let now = agent.readers.endpoints.snapshot().revision;
     persisted(&agent, |p| p.endpoints >= now).await?;
-    let mut statuses = agent.endpoint_status.clone();
-    let gone = statuses.wait_for(|s| !s.contains_key(&id));
-    tokio::time::timeout(PATIENCE, gone)
-        .await
-        .map_err(|_| Failure::timeout(format!("endpoint {id} is not gone after {PATIENCE:?}; the agent goes on trying")))?
-        .map_err(|_| Failure::failed("the agent is stopping"))?;
+    gone(&agent, id).await?;
     Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "true")]).into_response())
 }
 

@@ -144,6 +144,7 @@ pub async fn apply(State(agent): State<App>) -> Result<Json<TemplateResult>, Fai
     let settled = statuses.wait_for(|s| {
         rows.keys().all(|id| match s.get(id) {
             Some(Status::Done(at) | Status::Failed(at, _)) => *at >= revision,
+            Some(Status::Begun) => false,
             None => !agent.readers.endpoints.snapshot().rows.contains_key(id),
         })
     });
@@ -156,7 +157,7 @@ pub async fn apply(State(agent): State<App>) -> Result<Json<TemplateResult>, Fai
         .iter()
         .filter_map(|(id, s)| match s {
             Status::Failed(_, why) => Some(format!("endpoint {id}: {why}")),
-            Status::Done(_) => None,
+            Status::Done(_) | Status::Begun => None,
         })
         .collect();
     agent.monitor.announce(&format!("templates {} applied to {} endpoints", &hash[..12], rows.len() - failed.len()));

@@ -73,13 +73,28 @@ impl Gate {
         !self.ended.load(Ordering::Relaxed)
     }
 
-    /// Closes, and waits until every driver has its answer.
-    fn quiet(&self, drivers: usize) {
+    /// Closes, and waits until every driver has its answer. False: one of them failed.
+    fn quiet(&self, drivers: usize) -> bool {
         self.set(false);
         let mut parked = self.parked.lock().expect("lock");
-        while *parked < drivers {
+        while *parked < drivers && !self.ended.load(Ordering::Relaxed) {
             parked = self.changed.wait(parked).expect("lock");
         }
+        !self.ended.load(Ordering::Relaxed)
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.set(false);
+    }
+}
+
+/// A driver that fails ends the test.
+struct Alarm<'a>(&'a Gate);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -157,6 +172,7 @@ impl Driver {
     }
 
     fn run(mut self, gate: &Gate, known: &Mutex<Known>) {
+        let _alarm = Alarm(gate);
         while gate.pass() {
             self.step();
             *known.lock().expect("lock") = self.known.clone();
@@ -230,7 +246,9 @@ fn killed_at_any_moment() {
                     node.kill_agent().expect("kill");
                     node.start_agent().expect("start");
                 });
-                gate.quiet(GROUPS);
+                if !gate.quiet(GROUPS) {
+                    return;
+                }
                 let mut wanted: Known = known.iter().flat_map(|k| k.lock().expect("lock").clone()).collect();
                 wanted.extend([("server".into(), vec!["app=server".into()]), ("client".into(), vec!["app=client".into()])]);
                 ready(&node);
@@ -244,8 +262,7 @@ fn killed_at_any_moment() {
             }
         };
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut all_rounds));
-        gate.ended.store(true, Ordering::Relaxed);
-        gate.set(false);
+        gate.end();
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
