@@ -21,6 +21,11 @@ enum {
 };
 
 enum {
+	STAGE_SLOTS = 0x4,
+	STAGE_SLOW = 0x0,
+};
+
+enum {
 	EP_VALID = 0x1,
 	EP_STACK = 0x2,
 	EP_RECEIVE = 0x4,

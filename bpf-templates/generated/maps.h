@@ -111,3 +111,11 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } receive SEC(".maps");
 
+/* Rare stages, programs of their own that a generation shares. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 4);
+} stages SEC(".maps");
+

@@ -21,10 +21,6 @@ static __always_inline int custom_to_container(struct __sk_buff *ctx)
 }
 #endif
 
-enum {
-	CB_HOP = 1, /* cb: the packet is routed, so its hop count goes down */
-};
-
 /* Makes the Ethernet and IP headers linear. Packet pointers are invalid afterwards. */
 static __always_inline int headers_pull(struct __sk_buff *ctx)
 {

@@ -7,7 +7,7 @@
 #pragma once
 #include "ct.h"
 #include "deliver.h"
-#include "finish.h"
+#include "metrics.h"
 
 enum {
 	FLOW_BUSY = 200,    /* jiffies, less than any idle time */

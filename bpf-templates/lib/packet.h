@@ -37,10 +37,21 @@ enum {
 enum {
 	ACT_MISS = 0x100,    /* the fast path leaves it to the slow one */
 	ACT_RECEIVE = 0x101, /* tail call receive[cb[0]] */
+	ACT_DECIDE = 0x102,  /* flow and policy decide */
 };
 
+/* __sk_buff.cb: what a tail call hands over. */
 enum {
-	CB_SLOT = 0, /* slot of the receiver */
+	CB_SLOT = 0, /* slot of the receiver; for the slow path that of the sending container */
+	CB_HOP = 1,  /* the packet is routed, so its hop count goes down */
+	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0 */
+};
+
+/* Who calls the slow path. */
+enum {
+	FROM_CONTAINER = 0, /* cb[CB_SLOT]: sender */
+	FROM_HOST = 1,
+	FROM_RECEIVE = 2, /* a delivery that fails; cb[CB_SLOT]: receiver */
 };
 
 /* packet.kind */

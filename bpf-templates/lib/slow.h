@@ -4,7 +4,7 @@
  * have changed, TCP's SYN, FIN and RST, ICMP errors, and what is to be dropped.
  */
 #pragma once
-#include "ct.h"
+#include "ct_entry.h"
 #include "deliver.h"
 #include "finish.h"
 #include "ipcache.h"

@@ -58,8 +58,8 @@ async fn build_all(clang: &Clang, tree: &Path, out_dir: &Path) -> Result<Embedde
     let mut wanted = BTreeMap::new();
     for features in Features::embedded_shapes() {
         let container = templates.render_container(&EndpointConfig::sample(features.clone()))?;
-        let netdev = templates.render_netdev(&NodeConfig { features })?;
-        for rendered in [container, netdev] {
+        let node = NodeConfig { features };
+        for rendered in [container, templates.render_netdev(&node)?, templates.render_slow(&node)?] {
             wanted.insert(shape_key(&templates, &rendered, Build::Shared), rendered);
         }
     }

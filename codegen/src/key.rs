@@ -14,17 +14,20 @@ pub enum Program {
     Container,
     /// On a physical device and on the host's own.
     Netdev,
+    /// What both leave to a program that they share.
+    Slow,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Program; 2] = [Program::Container, Program::Netdev];
+    pub const ALL: [Program; 3] = [Program::Container, Program::Netdev, Program::Slow];
 
     /// Short name.
     pub fn as_str(self) -> &'static str {
         match self {
             Program::Container => "container",
             Program::Netdev => "netdev",
+            Program::Slow => "slow",
         }
     }
 
@@ -33,6 +36,7 @@ impl Program {
         match self {
             Program::Container => "container.c",
             Program::Netdev => "netdev.c",
+            Program::Slow => "slow.c",
         }
     }
 
@@ -41,6 +45,7 @@ impl Program {
         match self {
             Program::Container => "container_config.h.tera",
             Program::Netdev => "netdev_config.h.tera",
+            Program::Slow => "slow_config.h.tera",
         }
     }
 
@@ -49,6 +54,7 @@ impl Program {
         match self {
             Program::Container => "container_config.h",
             Program::Netdev => "netdev_config.h",
+            Program::Slow => "slow_config.h",
         }
     }
 }

@@ -85,6 +85,11 @@ impl Templates {
         self.render(Program::Netdev, config.context())
     }
 
+    /// Renders the header of the slow path that the node's programs share.
+    pub fn render_slow(&self, config: &NodeConfig) -> Result<Rendered, BuildError> {
+        self.render(Program::Slow, config.context())
+    }
+
     /// Renders every template for sample endpoints, with each feature on and off. Runs no compiler.
     pub fn check(&self) -> Result<(), BuildError> {
         for program in Program::ALL {
@@ -94,7 +99,9 @@ impl Templates {
         let flipped = defaults.0.iter().map(|(name, on)| defaults.clone().with(name, !on));
         for features in std::iter::once(defaults.clone()).chain(flipped) {
             self.render_container(&EndpointConfig::sample(features.clone()))?;
-            self.render_netdev(&NodeConfig { features })?;
+            let node = NodeConfig { features };
+            self.render_netdev(&node)?;
+            self.render_slow(&node)?;
         }
         Ok(())
     }

@@ -169,11 +169,11 @@ fn embedded_objects_are_reproducible() {
     let made = [Tree::new(), Tree::new()].map(|tree| {
         let out = tempfile::tempdir().unwrap();
         let embedded = build_embedded(tree.path(), out.path()).unwrap();
-        assert_eq!(embedded.objects.len(), 4, "container and netdev, with and without IPv4");
+        assert_eq!(embedded.objects.len(), 6, "container, netdev and slow path, with and without IPv4");
         let objects: Vec<_> = embedded.objects.iter().map(|(program, key, path)| (*program, *key, fs::read(path).unwrap())).collect();
         let source = fs::read_to_string(&embedded.source).unwrap();
         let names: Vec<_> = fs::read_dir(out.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names.len(), 5, "nothing else is left: {names:?}");
+        assert_eq!(names.len(), 7, "nothing else is left: {names:?}");
         (objects, source)
     });
     assert_eq!(made[0], made[1]);

@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::{ObjectBuilder, OpenObject};
+use pilus_model::abi::{STAGE_MAP, map};
+
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::bpffs::{self, BpfFs, UNFINISHED};
 use crate::error::{Error, Result};
+use crate::stages::Stages;
 use crate::{log, maps, sys};
 
 /// How to load an object.
@@ -25,6 +28,11 @@ pub struct LoadOptions<'a> {
     /// Directory to pin the programs in, mostly `objects/<key>`; made anew as a whole, so that it is never seen half full. One
     /// that is there is replaced.
     pub pin: Option<PathBuf>,
+    /// The array that the object's programs reach rare stages by.
+    pub stages: Option<&'a Stages>,
+    /// Programs of the object that are stages themselves: their slots and names. They are put into `stages`, and that is pinned
+    /// beside them.
+    pub stage: &'a [(u32, &'a str)],
 }
 
 /// A loaded program.
@@ -165,23 +173,28 @@ impl Collection {
             programs.push(Program::from_fd(fd, Some(&name))?);
         }
         let collection = Self { programs };
+        for (slot, name) in options.stage {
+            let invalid = |reason| Error::Invalid { field: "stage", reason };
+            let stages = options.stages.ok_or(invalid("needs an array"))?;
+            stages.set(*slot, collection.program(name).ok_or(invalid("names a program that the object has not"))?)?;
+        }
         if let Some(dir) = &options.pin {
-            collection.pin(dir)?;
+            collection.pin(dir, options.stages.filter(|_| !options.stage.is_empty()))?;
         }
         Ok(collection)
     }
 
     /// Opens programs pinned by an earlier load. None if there is no such directory, or if a program in it uses a map that is no
-    /// longer the pinned one of that name: such programs would look at tables that nobody writes any more.
-    pub fn open_pinned(fs: &BpfFs, dir: &Path) -> Result<Option<Self>> {
+    /// longer the pinned one of that name, or other stages: such programs would look at tables that nobody writes any more.
+    pub fn open_pinned(fs: &BpfFs, dir: &Path, stages: Option<&Stages>) -> Result<Option<Self>> {
         if !dir.is_dir() {
             return Ok(None);
         }
         let mut programs = Vec::new();
-        for name in fs.names(dir)? {
+        for name in fs.names(dir)?.into_iter().filter(|n| n != map::STAGES) {
             // A pin that goes while we read belongs to a directory that is being removed.
             let Some(program) = Program::pinned(&dir.join(name))? else { return Ok(None) };
-            if !uses_pinned_maps(fs, &program)? {
+            if !uses_pinned_maps(fs, &program, stages)? {
                 return Ok(None);
             }
             programs.push(program);
@@ -196,11 +209,11 @@ impl Collection {
 
     /// Pins the programs under a name of our own and then gives the whole directory its name: a crash leaves either the old
     /// directory or the new one.
-    fn pin(&self, dir: &Path) -> Result<()> {
+    fn pin(&self, dir: &Path, stages: Option<&Stages>) -> Result<()> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let parent = dir.parent().ok_or(Error::Invalid { field: "pin", reason: "has no parent directory" })?;
         let own = parent.join(format!("{UNFINISHED}{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        let result = self.fill(&own).and_then(|()| {
+        let result = self.fill(&own, stages).and_then(|()| {
             let rename = |flags| renameat2(AT_FDCWD, &own, AT_FDCWD, dir, flags);
             match rename(RenameFlags::RENAME_NOREPLACE) {
                 Err(nix::errno::Errno::EEXIST) => rename(RenameFlags::RENAME_EXCHANGE),
@@ -213,13 +226,13 @@ impl Collection {
         result.and(removed)
     }
 
-    fn fill(&self, dir: &Path) -> Result<()> {
+    fn fill(&self, dir: &Path, stages: Option<&Stages>) -> Result<()> {
         fs::create_dir(dir).map_err(|e| Error::io("make directory", dir, e))?;
         for program in &self.programs {
             let path = dir.join(&program.name);
             sys::obj_pin(program.fd(), &path).map_err(|e| Error::pin("pin a program at", &path, e))?;
         }
-        Ok(())
+        stages.map_or(Ok(()), |s| s.pin(dir))
     }
 }
 
@@ -235,6 +248,15 @@ fn fit_maps(fs: &BpfFs, object: &mut OpenObject, options: &LoadOptions<'_>) -> R
             value_size: map.value_size(),
             flags: Some(map.map_flags()),
         };
+        if name == map::STAGES {
+            maps::Shape::of(&STAGE_MAP).check(&name, &found)?;
+            let fitted = match options.stages {
+                Some(stages) => map.reuse_fd(stages.fd()),
+                None => map.set_autocreate(false),
+            };
+            fitted.map_err(|e| Error::Map { map: name, action: "use", errno: errno(&e) })?;
+            continue;
+        }
         let declared = maps::definition(&name);
         if let Some(def) = declared {
             maps::Shape::of(def).check(&name, &found)?;
@@ -267,14 +289,20 @@ fn fit_maps(fs: &BpfFs, object: &mut OpenObject, options: &LoadOptions<'_>) -> R
     Ok(all_pinned)
 }
 
-/// Whether each map that the program uses is the pinned one of its name, if there is a pin of that name.
-fn uses_pinned_maps(fs: &BpfFs, program: &Program) -> Result<bool> {
+/// Whether each map that the program uses is the pinned one of its name, if there is a pin of that name, and its stages are these.
+fn uses_pinned_maps(fs: &BpfFs, program: &Program, stages: Option<&Stages>) -> Result<bool> {
     let failed = |errno| Error::Program { program: program.name.clone(), action: "read the maps of", errno };
     for id in sys::prog_info(program.fd()).map_err(failed)?.map_ids {
         let map = sys::map_by_id(id).map_err(failed)?;
         let info = sys::map_info(map.as_fd()).map_err(failed)?;
         if info.name.contains('.') {
             // A private one (.rodata): bpffs takes no such name.
+            continue;
+        }
+        if info.name == map::STAGES {
+            if stages.is_none_or(|s| s.id() != id) {
+                return Ok(false);
+            }
             continue;
         }
         match maps::pinned_info(&fs.maps().join(&info.name))? {

@@ -14,6 +14,7 @@ mod log;
 pub mod maps;
 pub mod netlink;
 pub mod probe;
+pub mod stages;
 mod sys;
 
 pub use error::{Error, Result};

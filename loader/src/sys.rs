@@ -206,7 +206,7 @@ pub(crate) fn cpus() -> Result<usize, Errno> {
 /// A map and the sizes that the kernel will use with it.
 #[derive(Debug)]
 pub(crate) struct MapFd {
-    fd: OwnedFd,
+    pub fd: OwnedFd,
     pub info: MapInfo,
     /// Bytes of one key in a batch cursor or buffer.
     key: usize,

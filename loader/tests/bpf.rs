@@ -13,6 +13,8 @@ use pilus_loader::collection::{Collection, LoadOptions, Program};
 use pilus_loader::events::Reader;
 use pilus_loader::maps::{self, PercpuMap, PinnedMap, ProgArray};
 use pilus_loader::probe::Features;
+use pilus_loader::stages::Stages;
+use pilus_model::abi::STAGE_SLOW;
 use pilus_model::abi::{self, MAPS, map};
 
 /// Small tables: what a test needs, not what a node needs.
@@ -66,7 +68,9 @@ fn objects_share_pinned_maps() {
         let hash: PinnedMap<u32, u64> = PinnedMap::open(&fs, "t_hash").unwrap();
         assert_eq!(hash.max_entries(), 16);
         // Other sizes are wishes about maps that are made anew.
-        let two = Collection::load(&fs, &compile(BASIC), &LoadOptions { name: "two", max_entries: &[("t_hash", 32)], pin: None }).unwrap();
+        let two =
+            Collection::load(&fs, &compile(BASIC), &LoadOptions { name: "two", max_entries: &[("t_hash", 32)], ..Default::default() })
+                .unwrap();
         two.program("drop").unwrap().test_run(&[0; 64], None, 1).unwrap();
         assert_eq!(hash.get(&9).unwrap(), Some(64));
         assert_eq!(PinnedMap::<u32, u64>::open(&fs, "t_hash").unwrap().id(), hash.id());
@@ -133,27 +137,67 @@ fn refused_program_brings_the_verifiers_words() {
     });
 }
 
+/// A stage is a program of its own. What calls it finds it as long as the array's pin stands, whoever loaded what.
+#[test]
+fn stages_are_shared_and_outlive_their_loader() {
+    const STAGES: &str = "struct { __uint(type, PROG_ARRAY); __type(key, u32); __type(value, u32);
+             __uint(max_entries, 4); } stages SEC(\".maps\");\n";
+    let entry = format!("{STAGES} SEC(\"tc\") int entry(struct __sk_buff *ctx) {{ tail_call(ctx, &stages, 0); return 2; }}");
+    with_fs(move |fs| {
+        let caller = compile(&entry);
+        let stage = compile(&format!("{STAGES} SEC(\"tc\") int slow_path(struct __sk_buff *ctx) {{ return 7; }}"));
+        let (entries, slow) = (fs.objects().join("entry"), fs.objects().join("slow"));
+        let run = |c: &Collection| c.program("entry").unwrap().test_run(&[0; 64], None, 1).unwrap().retval;
+        {
+            let stages = Stages::make().unwrap();
+            let options = LoadOptions { name: "entry", pin: Some(entries.clone()), stages: Some(&stages), ..Default::default() };
+            let first = Collection::load(&fs, &caller, &options).unwrap();
+            assert_eq!(run(&first), 2, "there is no stage yet");
+            let stage_at = &[(STAGE_SLOW, "slow_path")];
+            let options =
+                LoadOptions { name: "slow", pin: Some(slow.clone()), stages: Some(&stages), stage: stage_at, ..Default::default() };
+            Collection::load(&fs, &stage, &options).unwrap();
+            assert_eq!(run(&first), 7);
+            let unknown = LoadOptions { stage: &[(STAGE_SLOW, "other")], pin: None, ..options };
+            assert!(matches!(Collection::load(&fs, &stage, &unknown), Err(Error::Invalid { field: "stage", .. })));
+        }
+        // Everything that loaded them is closed.
+        let stages = Stages::pinned(&slow).unwrap().unwrap();
+        assert_eq!(run(&Collection::open_pinned(&fs, &entries, Some(&stages)).unwrap().unwrap()), 7);
+        assert_eq!(Collection::open_pinned(&fs, &slow, Some(&stages)).unwrap().unwrap().programs.len(), 1);
+        // With other stages, or none, the pinned programs are of no use.
+        assert!(Collection::open_pinned(&fs, &entries, Some(&Stages::make().unwrap())).unwrap().is_none());
+        assert!(Collection::open_pinned(&fs, &entries, None).unwrap().is_none());
+        assert!(Stages::pinned(&entries).unwrap().is_none());
+        // An object that calls a stage needs an array.
+        assert!(Collection::load(&fs, &caller, &LoadOptions { name: "alone", ..Default::default() }).is_err());
+    });
+}
+
 #[test]
 fn programs_are_found_by_their_pins() {
     with_fs(|fs| {
         let dir = fs.objects().join("abc123");
-        assert!(Collection::open_pinned(&fs, &dir).unwrap().is_none());
+        assert!(Collection::open_pinned(&fs, &dir, None).unwrap().is_none());
         let elf = compile(BASIC);
         let options = LoadOptions { name: "pinned", pin: Some(dir.clone()), ..Default::default() };
         let loaded = Collection::load(&fs, &elf, &options).unwrap();
-        let found = Collection::open_pinned(&fs, &dir).unwrap().unwrap();
+        let found = Collection::open_pinned(&fs, &dir, None).unwrap().unwrap();
         let long = "a_program_with_a_long_name";
         assert_eq!(found.program(long).unwrap().id, loaded.program(long).unwrap().id);
         assert_eq!(found.programs.len(), 4);
         assert_eq!(fs.names(&fs.objects()).unwrap(), ["abc123"]);
         // A second load takes the place of the first, as a whole.
         let second = Collection::load(&fs, &elf, &options).unwrap();
-        assert_eq!(Collection::open_pinned(&fs, &dir).unwrap().unwrap().program("pass").unwrap().id, second.program("pass").unwrap().id);
+        assert_eq!(
+            Collection::open_pinned(&fs, &dir, None).unwrap().unwrap().program("pass").unwrap().id,
+            second.program("pass").unwrap().id
+        );
         assert!(fs.remove_unfinished().unwrap().is_empty());
         // Programs that look at another table than the pinned one are of no use.
         std::fs::remove_file(fs.maps().join("t_hash")).unwrap();
         load(&fs);
-        assert!(Collection::open_pinned(&fs, &dir).unwrap().is_none());
+        assert!(Collection::open_pinned(&fs, &dir, None).unwrap().is_none());
         assert!(fs.remove_object("abc123").unwrap() && !fs.remove_object("abc123").unwrap());
         assert!(Program::pinned(&dir.join("pass")).unwrap().is_none());
     });

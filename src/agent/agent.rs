@@ -6,7 +6,7 @@ use crate::datapath::endpoints::{EndpointReconciler, Parts};
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
-use crate::datapath::programs::{Programs, Shape, embedded};
+use crate::datapath::programs::{ProgramError, Programs, Shape, embedded};
 use crate::datapath::{Tables, gc};
 use crate::ipam::Ipam;
 use crate::kvstore::{Embedded, Store, StoreError};
@@ -19,11 +19,11 @@ use crate::state::{Facts, IpcachePrefix};
 use crate::table::Reader;
 use crate::templates::{TemplateError, TemplateStore};
 use futures::StreamExt;
-use pilus_codegen::{Build, Clang, Features, NodeConfig, ObjectCache, Templates};
+use pilus_codegen::{Build, Clang, EndpointConfig, Features, NodeConfig, ObjectCache, Templates};
 use pilus_loader::bpffs::{self, BpfFs};
 use pilus_loader::netlink::{Change, Netlink};
 use pilus_loader::probe;
-use pilus_model::abi::{SLOT_FIRST, SLOT_NODES};
+use pilus_model::abi::{IFINDEX_BASE, SLOT_FIRST, SLOT_NODES};
 use pilus_model::endpoint::EndpointId;
 use pilus_model::policy::EnforcementMode;
 use std::collections::BTreeSet;
@@ -177,8 +177,8 @@ impl Agent {
         gc::write_timeouts(&tables)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
-        let programs = Arc::new(Programs::new(fs.clone(), cache));
         let features = Features::default().with("ipv4", options.enable_ipv4);
+        let programs = Arc::new(Programs::new(fs.clone(), cache, features.clone()));
         let (v6_range, v4_range) = ranges(&options, &*store)?;
         let mtu = mtu(&options, &netlink).await?;
         let (records, rules) = persist::load(&*store)?;
@@ -262,7 +262,10 @@ impl Agent {
             options,
             _locks: locks,
         });
-        let shape = agent.host_shape(&agent.templates.current()).await.map_err(StartError::Program)?;
+        let templates = agent.templates.current();
+        // The next container's shape beside the host's: the first one asked for finds it loaded.
+        let (shape, _) = tokio::join!(agent.host_shape(&templates), agent.next_shape(&templates));
+        let shape = shape.map_err(StartError::Program)?;
         agent.set_up_host(&fs, &shape).await?;
         tokio::spawn(persist::follow(store, readers.endpoints.clone(), readers.rules.clone(), persisted_tx));
         tokio::spawn(drive(policies, readers.policies.clone(), 1, policy_tx));
@@ -291,6 +294,28 @@ impl Agent {
         for (id, e) in stale.iter().zip(removed).filter_map(|(id, r)| Some((id, r.err()?))) {
             tracing::warn!(endpoint = %id, error = %e, "what an earlier agent left is not removed yet");
         }
+    }
+
+    /// A container that exists nowhere, for shapes that no endpoint has yet.
+    pub fn sample(&self) -> EndpointConfig {
+        EndpointConfig {
+            name: "sample".into(),
+            slot: SLOT_FIRST as u16,
+            id: SLOT_FIRST as u16,
+            ifindex: IFINDEX_BASE + SLOT_FIRST,
+            mac: [2; 6],
+            host_mac: [6; 6],
+            ipv4: None,
+            ipv6: Ipv6Addr::LOCALHOST,
+            mtu: 1500,
+            features: self.endpoints.features.clone(),
+        }
+    }
+
+    /// The shared program of containers, loaded.
+    async fn next_shape(&self, templates: &Templates) -> Result<Arc<Shape>, ProgramError> {
+        let rendered = templates.render_container(&self.sample()).map_err(|e| ProgramError::Build(Arc::new(e)))?;
+        self.programs.get(templates, &rendered, Build::Shared).await
     }
 
     /// The host program of a tree, loaded.

@@ -11,7 +11,7 @@ fn verified_instructions_of_the_default_set() {
         Sandbox::run(|sandbox| {
             let world = World::new(sandbox, build, &Features::default());
             let (_, container) = world.containers.iter().find(|(who, _)| *who == Who::A).expect("A");
-            let programs = container.programs.iter().chain(&world.netdev.programs);
+            let programs = container.programs.iter().chain(&world.netdev.programs).chain(&world.slow.programs);
             let counts: Vec<_> = programs.map(|p| (p.name.as_str(), p.verified_insns)).collect();
             let total: u32 = counts.iter().map(|(_, n)| n).sum();
             println!("{}: {total} verified instructions {counts:?}", build.as_str());

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every way to drop a packet is in some table.
 
-use pilus_codegen::{Build, Features, Templates};
-use pilus_loader::collection::{Collection, LoadOptions};
+use pilus_codegen::{Build, Features, NodeConfig, Templates};
+use pilus_loader::stages::Stages;
 use pilus_model::abi::DropReason::{self, *};
-use pilus_tests::objects::{compile, tree};
+use pilus_tests::objects::{compile, load, tree};
 use pilus_tests::sandbox::Sandbox;
 use pilus_tests::scenario::Scenario;
 use pilus_tests::world::Family;
@@ -75,10 +75,12 @@ fn a_custom_program_drops() {
     let templates = Templates::load(dir.path()).unwrap();
     for build in [Build::Shared, Build::Own] {
         let elf = compile(&templates, &templates.render_container(&A.config(&Features::default())).unwrap(), build);
+        let slow = compile(&templates, &templates.render_slow(&NodeConfig::default()).unwrap(), Build::Shared);
         Sandbox::run(|sandbox| {
             let world = World::new(sandbox, build, &Features::default());
-            let options = LoadOptions { name: "custom", ..LoadOptions::default() };
-            let object = Collection::load(sandbox.fs(), &elf, &options).unwrap();
+            let stages = Stages::make().unwrap();
+            load(sandbox, &stages, &slow, "slow");
+            let object = load(sandbox, &stages, &elf, "container");
             let program = object.programs.iter().find(|p| p.name == "from_container").unwrap();
             for family in Family::BOTH {
                 for (len, wanted) in [(0, vec![]), (20, vec![Custom]), (80, vec![Custom])] {

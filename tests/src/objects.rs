@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The programs under test, compiled from the tree as it stands, each once a process.
 
+use crate::sandbox::Sandbox;
 use pilus_codegen::{Build, Clang, EndpointConfig, Features, NodeConfig, Rendered, Templates};
+use pilus_loader::collection::{Collection, LoadOptions};
+use pilus_loader::stages::Stages;
+use pilus_model::abi::STAGE_SLOW;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,4 +50,20 @@ pub fn container(config: &EndpointConfig, build: Build) -> Arc<[u8]> {
 pub fn netdev(features: &Features) -> Arc<[u8]> {
     let config = NodeConfig { features: features.clone() };
     cached(format!("netdev {features:?}"), |t| compile(t, &t.render_netdev(&config).expect("netdev_config.h.tera"), Build::Shared))
+}
+
+/// The slow path that both share.
+pub fn slow(features: &Features) -> Arc<[u8]> {
+    let config = NodeConfig { features: features.clone() };
+    cached(format!("slow {features:?}"), |t| compile(t, &t.render_slow(&config).expect("slow_config.h.tera"), Build::Shared))
+}
+
+/// Loads an object whose rare stages are in `stages`. Panics with the verifier's words.
+pub fn load(sandbox: &Sandbox, stages: &Stages, elf: &[u8], name: &str) -> Collection {
+    let stage: &[_] = if name == "slow" { &[(STAGE_SLOW, "slow_path")] } else { &[] };
+    let options = LoadOptions { name, stages: Some(stages), stage, ..LoadOptions::default() };
+    Collection::load(sandbox.fs(), elf, &options).unwrap_or_else(|e| match e {
+        pilus_loader::Error::Load { log, .. } => panic!("the verifier refuses {name}:\n{log}"),
+        other => panic!("{name}: {other}"),
+    })
 }

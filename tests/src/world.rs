@@ -10,9 +10,10 @@ pub use crate::who::*;
 use crate::wire::*;
 use Who::{A, C, Host};
 use pilus_codegen::{Build, Features};
-use pilus_loader::collection::{Collection, LoadOptions, Program};
+use pilus_loader::collection::{Collection, Program};
 use pilus_loader::events::Reader;
 use pilus_loader::maps::{PercpuMap, PinnedMap, Pod, ProgArray, create_all};
+use pilus_loader::stages::Stages;
 use pilus_model::abi::*;
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -33,6 +34,9 @@ pub struct World<'a> {
     pub receive: ProgArray,
     pub containers: Vec<(Who, Collection)>,
     pub netdev: Collection,
+    pub slow: Collection,
+    /// What keeps the slow path in its place.
+    _stages: Stages,
     events: RefCell<Reader>,
 }
 
@@ -63,20 +67,15 @@ impl<'a> World<'a> {
     /// Makes tables and devices and loads the programs. Once a sandbox.
     pub fn new(sandbox: &'a Sandbox, build: Build, features: &Features) -> World<'a> {
         create_all(sandbox.fs(), &sizes()).expect("tables");
-        let load = |elf: &[u8], name: &str| {
-            let options = LoadOptions { name, ..LoadOptions::default() };
-            Collection::load(sandbox.fs(), elf, &options).unwrap_or_else(|e| match e {
-                pilus_loader::Error::Load { log, .. } => panic!("the verifier refuses {name}:\n{log}"),
-                other => panic!("{name}: {other}"),
-            })
-        };
+        let stages = Stages::make().expect("stages");
+        let slow = objects::load(sandbox, &stages, &objects::slow(features), "slow");
         let mut containers = Vec::new();
         for who in Who::CONTAINERS {
             let elf = objects::container(&who.config(features), build);
-            containers.push((who, load(&elf, "container")));
+            containers.push((who, objects::load(sandbox, &stages, &elf, "container")));
             sandbox.device(&format!("t{}", who.slot()), who.ifindex(), who.host_mac(), None).expect("a device");
         }
-        let netdev = load(&objects::netdev(features), "netdev");
+        let netdev = objects::load(sandbox, &stages, &objects::netdev(features), "netdev");
         let percpu = |name| PercpuMap::open(sandbox.fs(), name).expect(name);
         let world = World {
             sandbox,
@@ -93,6 +92,8 @@ impl<'a> World<'a> {
             receive: ProgArray::open(sandbox.fs(), map::RECEIVE).expect("receive"),
             containers,
             netdev,
+            slow,
+            _stages: stages,
             events: RefCell::new(Reader::open(sandbox.fs(), map::EVENTS).expect("events")),
         };
         world.reset(0);

@@ -2,12 +2,19 @@
 //! Programs by shape: from a template tree to a loaded collection, once per shape.
 
 use pilus_api::types::ProgramModel;
-use pilus_codegen::{Build, BuildError, EmbeddedObject, ObjectCache, ObjectKey, Rendered, Templates, shape_key};
-use pilus_loader::{Error, bpffs::BpfFs, collection::Collection, collection::LoadOptions, collection::Program};
+use pilus_codegen::{Build, BuildError, EmbeddedObject, Features, NodeConfig, ObjectCache, ObjectKey, Rendered, Templates, shape_key};
+use pilus_loader::collection::{Collection, LoadOptions, Program};
+use pilus_loader::{Error, bpffs::BpfFs, stages::Stages};
+use pilus_model::abi::STAGE_SLOW;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::OnceCell;
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+/// The slow path's program, and its place among the stages.
+const SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path")];
 
 /// Objects of the default shapes, built with the project.
 pub fn embedded() -> Vec<EmbeddedObject> {
@@ -51,12 +58,32 @@ impl ProgramError {
     }
 }
 
-/// A loaded object under its key.
+/// The slow path of a generation, and the array by which its programs reach it.
+#[derive(Debug)]
+struct Slow {
+    key: ObjectKey,
+    stages: Stages,
+    programs: OnceCell<Collection>,
+}
+
+/// A loaded object under its key, with the slow path that it ends in.
 #[derive(Debug)]
 pub struct Shape {
     pub key: ObjectKey,
     pub build: Build,
     pub programs: Collection,
+    slow: Arc<Slow>,
+}
+
+fn models(programs: &Collection) -> impl Iterator<Item = ProgramModel> {
+    programs.programs.iter().map(|p| ProgramModel {
+        name: p.name.clone(),
+        id: p.id,
+        tag: p.tag.iter().map(|b| format!("{b:02x}")).collect(),
+        instructions: p.insns,
+        jited_bytes: p.jited,
+        verified_instructions: p.verified_insns,
+    })
 }
 
 impl Shape {
@@ -64,88 +91,120 @@ impl Shape {
         self.programs.program(name).ok_or_else(|| ProgramError::Missing { key: self.key.short(), name })
     }
 
+    /// Its own programs, then the slow path's.
     pub fn models(&self) -> Vec<ProgramModel> {
-        self.programs
-            .programs
-            .iter()
-            .map(|p| ProgramModel {
-                name: p.name.clone(),
-                id: p.id,
-                tag: p.tag.iter().map(|b| format!("{b:02x}")).collect(),
-                instructions: p.insns,
-                jited_bytes: p.jited,
-                verified_instructions: p.verified_insns,
-            })
-            .collect()
+        models(&self.programs).chain(self.slow.programs.get().into_iter().flat_map(models)).collect()
     }
 }
 
-/// Loads each shape once and keeps it pinned under `objects/<key>`.
+/// A shape that is loaded, or on its way.
+#[derive(Clone)]
+struct Place {
+    slow: Arc<Slow>,
+    shape: Arc<OnceCell<Arc<Shape>>>,
+}
+
+/// Loads each shape once and keeps it pinned under `objects/<key>`; different ones side by side.
 pub struct Programs {
     fs: BpfFs,
     cache: ObjectCache,
-    loaded: Mutex<BTreeMap<ObjectKey, Arc<Shape>>>,
-    loading: tokio::sync::Mutex<()>,
+    node: NodeConfig,
+    places: Mutex<BTreeMap<ObjectKey, Place>>,
 }
 
 impl Programs {
-    pub fn new(fs: BpfFs, cache: ObjectCache) -> Self {
-        Self { fs, cache, loaded: Mutex::default(), loading: tokio::sync::Mutex::new(()) }
+    pub fn new(fs: BpfFs, cache: ObjectCache, features: Features) -> Self {
+        Self { fs, cache, node: NodeConfig { features }, places: Mutex::default() }
     }
 
     pub fn cache(&self) -> &ObjectCache {
         &self.cache
     }
 
-    fn known(&self, key: ObjectKey) -> Option<Arc<Shape>> {
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    fn places(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn is_loaded(&self, key: ObjectKey) -> bool {
-        self.known(key).is_some()
+        self.places().get(&key).is_some_and(|p| p.shape.initialized())
+    }
+
+    fn pin(&self, key: ObjectKey) -> PathBuf {
+        self.fs.objects().join(key.short())
+    }
+
+    /// Where a shape is, or will be. The stages that it needs are there at once, though maybe empty still.
+    fn place(&self, key: ObjectKey, slow_key: ObjectKey) -> Result<Place, Error> {
+        let mut places = self.places();
+        if let Some(place) = places.get(&key).filter(|p| p.slow.key == slow_key) {
+            return Ok(place.clone());
+        }
+        let slow = match places.values().find(|p| p.slow.key == slow_key) {
+            Some(place) => Arc::clone(&place.slow),
+            None => {
+                let stages = Stages::pinned(&self.pin(slow_key))?.map_or_else(Stages::make, Ok)?;
+                Arc::new(Slow { key: slow_key, stages, programs: OnceCell::new() })
+            }
+        };
+        let place = Place { slow, shape: Arc::default() };
+        places.insert(key, place.clone());
+        Ok(place)
     }
 
     /// The shape of a rendered header: loaded already, pinned by an earlier agent, or compiled and loaded now.
     pub async fn get(&self, templates: &Templates, rendered: &Rendered, build: Build) -> Result<Arc<Shape>, ProgramError> {
+        let slow_path = templates.render_slow(&self.node).map_err(|e| ProgramError::Build(Arc::new(e)))?;
         let key = shape_key(templates, rendered, build);
-        if let Some(shape) = self.known(key) {
-            return Ok(shape);
-        }
-        let pin = self.fs.objects().join(key.short());
-        if !pin.exists() {
-            // Compiled outside of the lock: other shapes go on meanwhile.
-            self.cache.get_or_build(templates, rendered, build).await.map_err(ProgramError::Build)?;
-        }
-        let _one = self.loading.lock().await;
-        if let Some(shape) = self.known(key) {
-            return Ok(shape);
-        }
-        let fs = self.fs.clone();
-        let programs = match Collection::open_pinned(&fs, &pin).map_err(ProgramError::Load)? {
-            Some(programs) => programs,
-            None => {
-                let object = self.cache.get_or_build(templates, rendered, build).await.map_err(ProgramError::Build)?;
-                tokio::task::spawn_blocking(move || {
-                    let name = object.program.as_str();
-                    Collection::load(&fs, &object.bytes, &LoadOptions { name, max_entries: &[], pin: Some(pin) })
-                })
-                .await
-                .map_err(|e| ProgramError::Task(e.to_string()))?
-                .map_err(ProgramError::Load)?
-            }
-        };
-        let shape = Arc::new(Shape { key, build, programs });
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&shape));
-        Ok(shape)
+        let slow_key = shape_key(templates, &slow_path, Build::Shared);
+        let Place { slow, shape } = self.place(key, slow_key).map_err(ProgramError::Load)?;
+        // Nobody sees a program before the stages that it calls are there.
+        let (stage, programs) = tokio::join!(
+            slow.programs.get_or_try_init(|| self.open_or_load(templates, &slow_path, Build::Shared, slow_key, &slow, SLOW)),
+            shape.get_or_try_init(|| async {
+                let programs = self.open_or_load(templates, rendered, build, key, &slow, &[]).await?;
+                Ok(Arc::new(Shape { key, build, programs, slow: Arc::clone(&slow) }))
+            })
+        );
+        stage?;
+        programs.cloned()
     }
 
-    /// Unpins every shape that is not in use. Called only after every publication point was switched and a grace period
-    /// passed.
+    async fn open_or_load(
+        &self,
+        templates: &Templates,
+        rendered: &Rendered,
+        build: Build,
+        key: ObjectKey,
+        slow: &Arc<Slow>,
+        stage: &'static [(u32, &'static str)],
+    ) -> Result<Collection, ProgramError> {
+        let pin = self.pin(key);
+        if let Some(found) = Collection::open_pinned(&self.fs, &pin, Some(&slow.stages)).map_err(ProgramError::Load)? {
+            return Ok(found);
+        }
+        let object = self.cache.get_or_build(templates, rendered, build).await.map_err(ProgramError::Build)?;
+        let (fs, slow) = (self.fs.clone(), Arc::clone(slow));
+        tokio::task::spawn_blocking(move || {
+            let name = object.program.as_str();
+            let options = LoadOptions { name, pin: Some(pin), stages: Some(&slow.stages), stage, ..LoadOptions::default() };
+            Collection::load(&fs, &object.bytes, &options)
+        })
+        .await
+        .map_err(|e| ProgramError::Task(e.to_string()))?
+        .map_err(ProgramError::Load)
+    }
+
+    /// Unpins every shape that is not in use, and the slow paths that are then nobody's. Called only after every publication
+    /// point was switched and a grace period passed.
     pub fn retain(&self, in_use: &BTreeSet<String>) -> Vec<String> {
+        let mut places = self.places();
+        // One that is on its way is somebody's.
+        places.retain(|k, p| in_use.contains(&k.short()) || !p.shape.initialized());
+        let mut kept: BTreeSet<String> = in_use.clone();
+        kept.extend(places.iter().flat_map(|(k, p)| [k.short(), p.slow.key.short()]));
         let mut removed = Vec::new();
-        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).retain(|k, _| in_use.contains(&k.short()));
         for name in self.fs.names(&self.fs.objects()).unwrap_or_default() {
-            if !in_use.contains(&name) && self.fs.remove_object(&name).unwrap_or(false) {
+            if !kept.contains(&name) && self.fs.remove_object(&name).unwrap_or(false) {
                 removed.push(name);
             }
         }

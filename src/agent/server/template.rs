@@ -9,9 +9,8 @@ use crate::reconcile::Status;
 use axum::Json;
 use axum::extract::State;
 use pilus_api::types::{TemplateResult, TemplateStatus};
-use pilus_codegen::{Build, EndpointConfig, NodeConfig, Severity, Templates, shape_key, syntax_check};
+use pilus_codegen::{Build, NodeConfig, Severity, Templates, shape_key, syntax_check};
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
 use std::time::Duration;
 
 /// After a swap no processor runs the old program for longer than this.
@@ -35,30 +34,15 @@ fn result(ok: bool, hash: &str, swapped: usize, diagnostics: Vec<String>) -> Tem
     TemplateResult { ok, hash: hash.to_owned(), swapped, diagnostics }
 }
 
-/// A container that exists nowhere, for trees that no endpoint uses yet.
-fn sample(agent: &Agent) -> EndpointConfig {
-    EndpointConfig {
-        name: "sample".into(),
-        slot: 256,
-        id: 256,
-        ifindex: 65792,
-        mac: [2; 6],
-        host_mac: [6; 6],
-        ipv4: None,
-        ipv6: Ipv6Addr::LOCALHOST,
-        mtu: 1500,
-        features: agent.endpoints.features.clone(),
-    }
-}
-
-/// Syntax of both programs, as far as the front end can tell.
+/// Syntax of all programs, as far as the front end can tell.
 async fn syntax(agent: &Agent, templates: &Templates) -> Vec<String> {
     let clang = agent.programs.cache().clang().clone();
     let node = NodeConfig { features: agent.endpoints.features.clone() };
     let rendered = [
-        (templates.render_container(&sample(agent)), Build::Shared),
-        (templates.render_container(&sample(agent)), Build::Own),
+        (templates.render_container(&agent.sample()), Build::Shared),
+        (templates.render_container(&agent.sample()), Build::Own),
         (templates.render_netdev(&node), Build::Shared),
+        (templates.render_slow(&node), Build::Shared),
     ];
     let mut lines = Vec::new();
     for (rendered, build) in rendered {
@@ -80,7 +64,7 @@ async fn syntax(agent: &Agent, templates: &Templates) -> Vec<String> {
 /// Whether both programs of the tree are in the kernel.
 fn loaded(agent: &Agent, templates: &Templates) -> bool {
     let node = NodeConfig { features: agent.endpoints.features.clone() };
-    [templates.render_container(&sample(agent)), templates.render_netdev(&node)]
+    [templates.render_container(&agent.sample()), templates.render_netdev(&node)]
         .iter()
         .all(|r| r.as_ref().is_ok_and(|r| agent.programs.is_loaded(shape_key(templates, r, Build::Shared))))
 }
@@ -90,7 +74,7 @@ async fn load_all(agent: &Agent, templates: &Templates) -> Result<(), Vec<String
     let config = NodeConfig { features: agent.endpoints.features.clone() };
     let host = templates.render_netdev(&config).map_err(|e| vec![e.to_string()])?;
     agent.programs.get(templates, &host, Build::Shared).await.map_err(|e| e.diagnostics())?;
-    let shared = templates.render_container(&sample(agent)).map_err(|e| vec![e.to_string()])?;
+    let shared = templates.render_container(&agent.sample()).map_err(|e| vec![e.to_string()])?;
     agent.programs.get(templates, &shared, Build::Shared).await.map_err(|e| e.diagnostics())?;
     for spec in agent.readers.endpoints.snapshot().rows.values() {
         let rendered = templates.render_container(&agent.endpoints.config(&spec.record)).map_err(|e| vec![e.to_string()])?;
@@ -175,7 +159,7 @@ async fn clean(agent: &Agent) {
     if let Ok(host) = agent.host_shape(&agent.templates.current()).await {
         let mut used = agent.shapes_in_use(&host);
         // The shape of the next container.
-        if let Ok(rendered) = agent.templates.current().render_container(&sample(agent)) {
+        if let Ok(rendered) = agent.templates.current().render_container(&agent.sample()) {
             used.insert(shape_key(&agent.templates.current(), &rendered, Build::Shared).short());
         }
         // A program that waits for its endpoint's turn is in use too.

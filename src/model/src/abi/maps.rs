@@ -77,10 +77,25 @@ pub mod map {
     pub const TIMEOUTS: &str = "timeouts";
     pub const EVENTS: &str = "events";
     pub const RECEIVE: &str = "receive";
+    pub const STAGES: &str = "stages";
 }
 
 /// Layout version in pin paths (`<bpf-root>/pilus/v1`).
 pub const LAYOUT: &str = "v1";
+
+/// Rare stages of the pipeline, by `STAGE_*`. Not one of [`MAPS`]: each generation of programs has its own, filled once and
+/// pinned beside its programs.
+pub const STAGE_MAP: MapDef = MapDef {
+    name: map::STAGES,
+    kind: MapKind::ProgArray,
+    key: "",
+    key_size: 4,
+    value: "",
+    value_size: 4,
+    max_entries: STAGE_SLOTS,
+    no_prealloc: false,
+    doc: "Rare stages, programs of their own that a generation shares.",
+};
 
 /// Every table of the datapath.
 pub const MAPS: &[MapDef] = &[

@@ -2,7 +2,7 @@
 //! Prints the C side of the shared shapes.
 
 use super::layout::{CStruct, Field};
-use super::maps::{MAPS, MapKind};
+use super::maps::{MAPS, MapKind, STAGE_MAP};
 use super::shapes::*;
 use std::fmt::Write;
 
@@ -47,7 +47,7 @@ fn structure<T: CStruct>(out: &mut String) {
 pub fn abi_h() -> String {
     let mut out = String::from(HEAD);
     out.push_str("#pragma once\n#include <linux/types.h>\n\n");
-    for list in [LIMITS, ENDPOINT_FLAGS, FLOW_FLAGS, RULE_FLAGS, MARKS, IPCACHE_FLAGS, DIRECTIONS, EVENT_FLAGS] {
+    for list in [LIMITS, STAGES, ENDPOINT_FLAGS, FLOW_FLAGS, RULE_FLAGS, MARKS, IPCACHE_FLAGS, DIRECTIONS, EVENT_FLAGS] {
         constants(&mut out, list);
     }
     for e in
@@ -74,11 +74,11 @@ pub fn abi_h() -> String {
     out
 }
 
-/// `generated/maps.h`: every table, pinned by name.
+/// `generated/maps.h`: every table, pinned by name but for the stages.
 pub fn maps_h() -> String {
     let mut out = String::from(HEAD);
     out.push_str("#pragma once\n#include \"abi.h\"\n#include <bpf.h>\n\n");
-    for m in MAPS {
+    for m in MAPS.iter().chain([&STAGE_MAP]) {
         writeln!(out, "/* {} */\nstruct {{\n\t__uint(type, {});", m.doc, m.kind.c_name()).expect("write to String");
         match m.kind {
             MapKind::RingBuf => {}
@@ -94,7 +94,10 @@ pub fn maps_h() -> String {
         if m.no_prealloc {
             out.push_str("\t__uint(map_flags, BPF_F_NO_PREALLOC);\n");
         }
-        writeln!(out, "\t__uint(pinning, LIBBPF_PIN_BY_NAME);\n}} {} SEC(\".maps\");\n", m.name).expect("write to String");
+        if m.name != STAGE_MAP.name {
+            out.push_str("\t__uint(pinning, LIBBPF_PIN_BY_NAME);\n");
+        }
+        writeln!(out, "}} {} SEC(\".maps\");\n", m.name).expect("write to String");
     }
     out
 }

@@ -4,6 +4,16 @@
 use super::layout::{Be16, Be32, c_consts, c_enum, c_struct};
 
 c_consts! {
+    /// Stages of the pipeline that are programs of their own, and who calls them.
+    STAGES: u32 {
+        /// Slots of a generation's `stages`.
+        STAGE_SLOTS = 4;
+        /// Whatever the fast path leaves.
+        STAGE_SLOW = 0;
+    }
+}
+
+c_consts! {
     /// Sizes and slots.
     LIMITS: u32 {
         /// Rows of the endpoint table.

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Every packet that a fast path leaves: one program for containers, host and devices. */
+#define PILUS_CONFIG "slow_config.h"
+#include "lib/config.h"
+#include "lib/answer.h"
+#include "lib/slow.h"
+
+/* Returns ACT_DECIDE for a packet that flow and policy decide about, else what became of it. */
+__noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+{
+	struct endpoint *dst;
+	__be32 target[4];
+	struct ethhdr eth;
+	int ret;
+
+	if (!p || !row)
+		return -DROP_INVALID_PACKET;
+	p->src_id = row->identity;
+	if (bpf_skb_load_bytes(ctx, 0, &eth, sizeof(eth)) < 0)
+		return -DROP_INVALID_PACKET;
+	if (!mac_equal(eth.src, EP_MAC(row)))
+		return -DROP_INVALID_SOURCE_MAC;
+	if (!(eth.dst[0] & 1) && !mac_equal(eth.dst, EP_HOST_MAC(row)))
+		return -DROP_INVALID_DESTINATION_MAC;
+	if (CONFIG_IPV4 && ctx->protocol == bpf_htons(ETH_P_ARP) && !ctx->vlan_present)
+		return answer_arp(ctx, p, row);
+	ret = parse_l3(ctx, p);
+	if (ret < 0)
+		return ret;
+	if (p->kind == PKT_ND && p->family == 6 && ipv6_is_unspecified(p->saddr)) {
+		/* Duplicate address detection and listener reports have no address yet. */
+		if (p->icmp_type != ICMP6_NS && p->icmp_type != ICMP6_RS && p->icmp_type != ICMP6_MLD2_REPORT)
+			return -DROP_INVALID_SOURCE_IP;
+	} else if (!source_is_own(p, row)) {
+		return -DROP_INVALID_SOURCE_IP;
+	}
+	if (p->kind == PKT_ND) {
+		resolve(p);
+		dst = endpoint_row(SLOT_HOST);
+		if (p->dst_slot != SLOT_HOST || p->icmp_type != ICMP6_NA || p->hops != ND_HOPS || !dst)
+			return answer_nd(ctx, p, row);
+		/* It answers for itself only. */
+		if (bpf_skb_load_bytes(ctx, p->l4_off + 8, target, sizeof(target)) < 0 ||
+		    (!addr_equal(target, EP_IP6(row)) && !ipv6_is_link_local_of(target, EP_MAC(row))))
+			return -DROP_NEIGHBOUR;
+		p->point = TRACE_TO_HOST;
+		ret = headers_pull(ctx);
+		return ret < 0 ? ret : deliver(ctx, dst, SLOT_HOST, 0);
+	}
+	if (to_multicast(p))
+		return -DROP_MULTICAST;
+	if (eth.dst[0] & 1)
+		return -DROP_INVALID_DESTINATION_MAC;
+	if (to_gateway(p)) {
+		if (p->icmp_type == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) && !p->icmp_code &&
+		    p->proto == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
+			return answer_echo(ctx, p, row);
+		return -DROP_UNKNOWN_TARGET;
+	}
+	if (to_unroutable(p))
+		return -DROP_INVALID_DESTINATION;
+	/* A link-local source is not routed. */
+	if (p->family == 6 && !addr_equal(p->saddr, EP_IP6(row)))
+		return -DROP_INVALID_SOURCE_IP;
+	if (p->hops <= 1) {
+		resolve(p);
+		dst = endpoint_row(p->dst_slot);
+		/* The host counts its own hops. */
+		if (!dst || !(dst->flags & EP_STACK))
+			return answer_expired(ctx, p, row);
+	}
+	return ACT_DECIDE;
+}
+
+/* As from_container_stages, for what the host's stack sends. */
+__noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p)
+{
+	struct ipcache_entry *src;
+	struct endpoint *dst;
+	int ret;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->src_slot = SLOT_WORLD;
+	p->src_id = ID_WORLD;
+	ret = parse_l3(ctx, p);
+	if (ret < 0)
+		return ret;
+	src = ipcache_find(p->saddr, p->family);
+	if (src) {
+		p->src_slot = src->slot;
+		p->src_id = src->identity;
+	}
+	/* Nobody but a container itself speaks with its address. */
+	if (slot_is_container(p->src_slot))
+		return -DROP_INVALID_SOURCE_IP;
+	if (to_multicast(p))
+		return -DROP_MULTICAST;
+	resolve(p);
+	dst = endpoint_row(p->dst_slot);
+	if (!slot_is_container(p->dst_slot) || !dst || !(dst->flags & EP_VALID))
+		return -DROP_UNKNOWN_TARGET;
+	/* The host probes its neighbours by unicast. */
+	if (p->kind == PKT_ND) {
+		if (p->src_slot != SLOT_HOST || p->icmp_type != ICMP6_NS || p->hops != ND_HOPS)
+			return -DROP_NEIGHBOUR;
+		ret = headers_pull(ctx);
+		return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, 0);
+	}
+	return ACT_DECIDE;
+}
+
+/* parse → flow → (service) → policy → forward. `hop`: the packet is routed by us. */
+static __always_inline int stages_run(struct __sk_buff *ctx, struct packet *p, __u32 from, __u32 slot)
+{
+	struct endpoint *row;
+	int ret;
+
+	if (from == FROM_CONTAINER) {
+		row = endpoint_row(slot);
+		if (!row || !(row->flags & EP_VALID) || row->ifindex != ctx->ifindex)
+			return -DROP_NO_ENDPOINT;
+		ret = from_container_stages(ctx, p, row);
+	} else {
+		ret = from_host_stages(ctx, p);
+	}
+	return ret == ACT_DECIDE ? decide_and_deliver(ctx, p, from == FROM_CONTAINER) : ret;
+}
+
+SEC("tc")
+int slow_path(struct __sk_buff *ctx)
+{
+	__u32 from = ctx->cb[CB_FROM] & 0xff, reason = ctx->cb[CB_FROM] >> 8 & 0xff, slot = ctx->cb[CB_SLOT];
+	struct packet p = { .state = FLOW_STATE_NONE, .dir = from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS };
+	int ret;
+
+	if (from == FROM_RECEIVE)
+		p.dst_slot = (__u16)slot;
+	else
+		p.src_slot = (__u16)slot;
+	ret = reason ? -(int)reason : stages_run(ctx, &p, from, slot);
+	ret = finish(ctx, &p, ret);
+	if (ret != ACT_RECEIVE)
+		return ret;
+	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
+	p.dst_slot = (__u16)ctx->cb[CB_SLOT];
+	p.dir = DIR_INGRESS;
+	return finish(ctx, &p, -DROP_MISSED_TAIL_CALL);
+}
+
+char LICENSE[] SEC("license") = "GPL";
