@@ -52,6 +52,8 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 	if (eth.dst[0] & 1)
 		return -DROP_INVALID_DESTINATION_MAC;
 	if (to_gateway(p)) {
+		if (p->frag)
+			return -DROP_FRAGMENT;
 		if (p->icmp_type == (p->family == 4 ? ICMP_ECHO : ICMP6_ECHO) && !p->icmp_code &&
 		    p->proto == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
 			return answer_echo(ctx, p, row);
@@ -67,7 +69,7 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 		dst = endpoint_row(p->dst_slot);
 		/* The host counts its own hops. */
 		if (!dst || !(dst->flags & EP_STACK))
-			return answer_expired(ctx, p, row);
+			return answer_error(ctx, p, 0);
 	}
 	return ACT_DECIDE;
 }

@@ -141,6 +141,7 @@ enum {
 	DROP_INVALID_EXTENSION_HEADER = 156,
 	DROP_FRAGMENT = 157,
 	DROP_POLICY_DENY = 181,
+	DROP_FRAGMENT_UNKNOWN = 188,
 	DROP_TTL_EXCEEDED = 196,
 	DROP_REVOKED = 210,
 	DROP_NO_FLOW = 211,
@@ -151,6 +152,7 @@ enum {
 	DROP_REDIRECT_FAILED = 216,
 	DROP_CUSTOM = 217,
 	DROP_INVALID_DESTINATION = 218,
+	DROP_TOO_BIG = 219,
 };
 
 /* One row of the endpoint table, 64 bytes, index = slot. What changes while an endpoint lives is here, changed by one write; `epoch` only ever grows, also when the slot is used again. */
@@ -423,6 +425,52 @@ _Static_assert(__builtin_offsetof(struct ipcache_entry, slot) == 8, "ipcache_ent
 _Static_assert(sizeof(((struct ipcache_entry *)0)->slot) == 2, "ipcache_entry.slot size");
 _Static_assert(__builtin_offsetof(struct ipcache_entry, flags) == 10, "ipcache_entry.flags");
 _Static_assert(sizeof(((struct ipcache_entry *)0)->flags) == 2, "ipcache_entry.flags size");
+
+/* Names the datagram that a fragment is of (RFC 791, RFC 8200). */
+struct frag_key {
+	__be32 saddr[4];
+	__be32 daddr[4];
+	__u32 id; /* As it stands in the header. */
+	__u8 proto; /* IPv4's protocol; 0 in IPv6, whose later fragments may not tell. */
+	__u8 family; /* 4 or 6. */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct frag_key) == 40, "frag_key");
+_Static_assert(__builtin_offsetof(struct frag_key, saddr) == 0, "frag_key.saddr");
+_Static_assert(sizeof(((struct frag_key *)0)->saddr) == 16, "frag_key.saddr size");
+_Static_assert(__builtin_offsetof(struct frag_key, daddr) == 16, "frag_key.daddr");
+_Static_assert(sizeof(((struct frag_key *)0)->daddr) == 16, "frag_key.daddr size");
+_Static_assert(__builtin_offsetof(struct frag_key, id) == 32, "frag_key.id");
+_Static_assert(sizeof(((struct frag_key *)0)->id) == 4, "frag_key.id size");
+_Static_assert(__builtin_offsetof(struct frag_key, proto) == 36, "frag_key.proto");
+_Static_assert(sizeof(((struct frag_key *)0)->proto) == 1, "frag_key.proto size");
+_Static_assert(__builtin_offsetof(struct frag_key, family) == 37, "frag_key.family");
+_Static_assert(sizeof(((struct frag_key *)0)->family) == 1, "frag_key.family size");
+_Static_assert(__builtin_offsetof(struct frag_key, pad) == 38, "frag_key.pad");
+_Static_assert(sizeof(((struct frag_key *)0)->pad) == 2, "frag_key.pad size");
+
+/* What only the first fragment tells; written when it was let through. */
+struct frag_entry {
+	__u64 time; /* `CLOCK_MONOTONIC`, ns. */
+	__be16 sport;
+	__be16 dport;
+	__u16 port; /* What policy compares, host order. */
+	__u8 proto;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct frag_entry) == 16, "frag_entry");
+_Static_assert(__builtin_offsetof(struct frag_entry, time) == 0, "frag_entry.time");
+_Static_assert(sizeof(((struct frag_entry *)0)->time) == 8, "frag_entry.time size");
+_Static_assert(__builtin_offsetof(struct frag_entry, sport) == 8, "frag_entry.sport");
+_Static_assert(sizeof(((struct frag_entry *)0)->sport) == 2, "frag_entry.sport size");
+_Static_assert(__builtin_offsetof(struct frag_entry, dport) == 10, "frag_entry.dport");
+_Static_assert(sizeof(((struct frag_entry *)0)->dport) == 2, "frag_entry.dport size");
+_Static_assert(__builtin_offsetof(struct frag_entry, port) == 12, "frag_entry.port");
+_Static_assert(sizeof(((struct frag_entry *)0)->port) == 2, "frag_entry.port size");
+_Static_assert(__builtin_offsetof(struct frag_entry, proto) == 14, "frag_entry.proto");
+_Static_assert(sizeof(((struct frag_entry *)0)->proto) == 1, "frag_entry.proto size");
+_Static_assert(__builtin_offsetof(struct frag_entry, pad) == 15, "frag_entry.pad");
+_Static_assert(sizeof(((struct frag_entry *)0)->pad) == 1, "frag_entry.pad size");
 
 /* Idle times of flows, in jiffies. One row. */
 struct flow_timeouts {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What the gateway itself answers: ARP (RFC 826), neighbour and router
- * solicitations (RFC 4861), echo, and packets whose hop count ran out.
+ * solicitations (RFC 4861), echo, packets whose hop count ran out or that are
+ * too big.
  * An answer leaves through the interface that the question came in by.
  */
 #pragma once
@@ -228,28 +229,47 @@ __noinline int answer_echo(struct __sk_buff *ctx, struct packet *p, struct endpo
 
 static __always_inline int answer_is_allowed(struct packet *p)
 {
-	/* No error about an error (RFC 1812 4.3.2.7, RFC 4443 2.4 e). */
-	return p->kind == PKT_FLOW;
+	/* No error about an error, nor about a later fragment (RFC 1812 4.3.2.7, RFC 4443 2.4 e). */
+	return p->kind == PKT_FLOW && p->frag != FRAG_LATER;
 }
 
-/* Time exceeded in transit, from the node's router address, quoting the start of the packet. */
-__noinline int answer_expired(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+/* Back to where the frame came from. Packet pointers are invalid afterwards. */
+static __always_inline int eth_return(struct __sk_buff *ctx)
 {
+	struct ethhdr eth;
+	__u8 mac[6];
+
+	if (bpf_skb_load_bytes(ctx, 0, &eth, sizeof(eth)) < 0)
+		return -DROP_WRITE_ERROR;
+	mac_copy(mac, eth.dst);
+	mac_copy(eth.dst, eth.src);
+	mac_copy(eth.src, mac);
+	return bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0) < 0 ? -DROP_WRITE_ERROR : 0;
+}
+
+/*
+ * The node's router address says that a packet cannot go on, quoting its start:
+ * time exceeded in transit, or with an `mtu` too big (RFC 792 and 1191, RFC 4443).
+ */
+__noinline int answer_error(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
+{
+	int failed = mtu ? -DROP_TOO_BIG : -DROP_TTL_EXCEEDED;
 	struct endpoint *router = endpoint_row(SLOT_HOST);
 	__u32 quote[QUOTE_MAX / 4] = {};
 	__u32 len = ctx->len - ETH_HLEN;
 	__wsum sum;
+	int ret;
 
-	if (!p || !row || !router || !answer_is_allowed(p))
-		return -DROP_TTL_EXCEEDED;
+	if (!p || !router || !answer_is_allowed(p))
+		return failed;
 	if (len > QUOTE_MAX)
 		len = QUOTE_MAX;
 	len &= 0xfc;
 	asm volatile("" : "+r"(len)); /* or clang tests the unmasked value */
 	if (len < 28 || len > QUOTE_MAX || bpf_skb_load_bytes(ctx, ETH_HLEN, quote, len) < 0)
-		return -DROP_TTL_EXCEEDED;
+		return failed;
 	if (bpf_skb_change_tail(ctx, ETH_HLEN + len, 0) < 0)
-		return -DROP_TTL_EXCEEDED;
+		return failed;
 	if (p->family == 4) {
 		struct {
 			struct iphdr ip;
@@ -260,7 +280,9 @@ __noinline int answer_expired(struct __sk_buff *ctx, struct packet *p, struct en
 				.protocol = IPPROTO_ICMP,
 				.saddr = router->ip4,
 				.daddr = p->saddr[0] },
-			.icmp = { .type = ICMP_TIME_EXCEEDED },
+			.icmp = { .type = mtu ? ICMP_UNREACHABLE : ICMP_TIME_EXCEEDED,
+				  .code = mtu ? ICMP_FRAGMENTATION_NEEDED : 0,
+				  .seq = bpf_htons((__u16)mtu) },
 		};
 
 		h.ip.tot_len = bpf_htons(sizeof(h) + len);
@@ -269,14 +291,14 @@ __noinline int answer_expired(struct __sk_buff *ctx, struct packet *p, struct en
 		h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, quote, len, sum));
 		if (bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) < 0 ||
 		    bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0) < 0)
-			return -DROP_TTL_EXCEEDED;
+			return failed;
 	} else {
 		struct {
 			struct ipv6hdr ip;
 			struct icmphdr icmp;
 		} h = {
 			.ip = { .vtcfl = bpf_htonl(0x60000000), .nexthdr = IPPROTO_ICMPV6, .hop_limit = 64 },
-			.icmp = { .type = ICMP6_TIME_EXCEEDED },
+			.icmp = { .type = mtu ? ICMP6_TOO_BIG : ICMP6_TIME_EXCEEDED, .seq = bpf_htons((__u16)mtu) },
 		};
 
 		h.ip.payload_len = bpf_htons(sizeof(h.icmp) + len);
@@ -287,9 +309,8 @@ __noinline int answer_expired(struct __sk_buff *ctx, struct packet *p, struct en
 		h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, quote, len, sum));
 		if (bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) < 0 ||
 		    bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0) < 0)
-			return -DROP_TTL_EXCEEDED;
+			return failed;
 	}
-	if (headers_pull(ctx) < 0 || headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), 0) < 0)
-		return -DROP_WRITE_ERROR;
-	return answer_send(ctx, p);
+	ret = eth_return(ctx);
+	return ret < 0 ? ret : answer_send(ctx, p);
 }

@@ -43,6 +43,12 @@ static __always_inline struct endpoint *flow_usable(const struct flow *h, struct
 	return dst;
 }
 
+/* Too long for the receiver, all segments of it. `headers`: of IP and transport. */
+static __always_inline int fast_too_big(struct __sk_buff *ctx, struct endpoint *dst, __u32 headers)
+{
+	return ctx->len - ETH_HLEN > dst->mtu && (!ctx->gso_size || headers + ctx->gso_size > dst->mtu);
+}
+
 static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 side,
 					int from_container)
 {
@@ -104,7 +110,9 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	if (!f)
 		return ACT_MISS;
 	dst = flow_usable(&f->h, src, slot, side);
-	return dst ? fast_deliver(ctx, &f->h, dst, side, !!src) : ACT_MISS;
+	if (!dst || fast_too_big(ctx, dst, sizeof(*ip) + hlen))
+		return ACT_MISS;
+	return fast_deliver(ctx, &f->h, dst, side, !!src);
 }
 
 static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
@@ -131,7 +139,9 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	if (!f)
 		return ACT_MISS;
 	dst = flow_usable(&f->h, src, slot, side);
-	return dst ? fast_deliver(ctx, &f->h, dst, side, !!src) : ACT_MISS;
+	if (!dst || fast_too_big(ctx, dst, sizeof(*ip) + hlen))
+		return ACT_MISS;
+	return fast_deliver(ctx, &f->h, dst, side, !!src);
 }
 
 static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)

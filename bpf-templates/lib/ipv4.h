@@ -36,9 +36,9 @@ static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 	if (ip.vihl >> 4 != 4 || hlen < sizeof(ip) || end > ctx->len || ETH_HLEN + hlen > end)
 		return -DROP_INVALID_PACKET;
 	p->l4_off = ETH_HLEN + hlen;
-	if (ip.frag_off & bpf_htons(IP_FRAGMENT_MASK))
-		return -DROP_FRAGMENT;
-	return parse_l4(ctx, p, end);
+	p->whole = !!(ip.frag_off & bpf_htons(0x4000));
+	p->frag_id = ip.id;
+	return parse_part(ctx, p, end, (bpf_ntohs(ip.frag_off) & 0x1fff) * 8, ip.frag_off & bpf_htons(0x2000));
 }
 
 /* Decrements the TTL in place and corrects the header checksum (RFC 1624). */

@@ -37,12 +37,26 @@ static __always_inline int ipv6_is_gateway(const __be32 *addr)
 	return addr[0] == bpf_htonl(0xfe800000) && !addr[1] && !addr[2] && addr[3] == bpf_htonl(1);
 }
 
+static __always_inline int ipv6_is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS || next == IPPROTO_AH ||
+	       next == IPPROTO_FRAGMENT;
+}
+
+struct ipv6_fragment {
+	__u8 nexthdr;
+	__u8 pad;
+	__be16 offset; /* bytes, a multiple of 8; 1: more follow */
+	__be32 id;
+};
+
 static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 {
-	__u32 off = ETH_HLEN + sizeof(struct ipv6hdr), end;
+	__u32 off = ETH_HLEN + sizeof(struct ipv6hdr), end, cut = 0;
+	struct ipv6_fragment part;
 	struct ipv6hdr ip;
 	__u8 next, ext[2];
-	int i;
+	int i, ret, fragmented = 0;
 
 	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)) < 0)
 		return -DROP_INVALID_PACKET;
@@ -50,6 +64,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	if (!ip.payload_len && ctx->gso_segs > 1)
 		end = ctx->len; /* longer than 64 KiB: the length is in the skb */
 	p->family = 6;
+	p->whole = 1;
 	__builtin_memcpy(p->saddr, ip.saddr, sizeof(p->saddr));
 	__builtin_memcpy(p->daddr, ip.daddr, sizeof(p->daddr));
 	p->hops = ip.hop_limit;
@@ -58,7 +73,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 		return -DROP_INVALID_PACKET;
 	/* Finds the transport header only: what is behind is parsed once, not once an iteration. */
 	for (i = 0; i <= IPV6_EXTENSIONS; i++) {
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_AH)
+		if (!ipv6_is_extension(next) || next == IPPROTO_FRAGMENT)
 			break;
 		/* Hop-by-hop options stand first or nowhere. */
 		if (i == IPV6_EXTENSIONS || (next == IPPROTO_HOPOPTS && i) || off + 8 > end ||
@@ -69,11 +84,24 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 		off += next == IPPROTO_AH ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
 		next = ext[0];
 	}
+	if (next == IPPROTO_FRAGMENT) {
+		p->proto = next;
+		if (off + sizeof(part) > end || bpf_skb_load_bytes(ctx, off, &part, sizeof(part)) < 0)
+			return -DROP_INVALID_EXTENSION_HEADER;
+		off += sizeof(part);
+		next = part.nexthdr;
+		cut = bpf_ntohs(part.offset);
+		p->frag_id = part.id;
+		fragmented = 1;
+		/* What the first fragment alone can show is not looked for any further. */
+		if (ipv6_is_extension(next) && !(cut & ~7U))
+			return -DROP_INVALID_EXTENSION_HEADER;
+	}
 	p->proto = next;
 	if (off > end)
 		return -DROP_INVALID_EXTENSION_HEADER;
-	if (next == IPPROTO_FRAGMENT)
-		return -DROP_FRAGMENT;
 	p->l4_off = off;
-	return parse_l4(ctx, p, end);
+	ret = parse_part(ctx, p, end, cut & ~7U, cut & 1);
+	/* Neighbours never cut their messages (RFC 6980). */
+	return p->kind == PKT_ND && fragmented ? -DROP_FRAGMENT : ret;
 }

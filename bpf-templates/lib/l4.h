@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* Transport headers: ports, flags and ICMP kinds. */
 #pragma once
+#include "frag.h"
 #include "icmp.h"
 #include "packet.h"
 
@@ -15,6 +16,7 @@ static __always_inline int parse_tcp(struct __sk_buff *ctx, struct packet *p, __
 	p->sport = tcp.source;
 	p->dport = tcp.dest;
 	p->tcp_flags = tcp.flags;
+	p->l4_len = tcp.doff >> 2 & 0x3c;
 	p->match = bpf_ntohs(tcp.dest);
 	return 0;
 }
@@ -28,6 +30,7 @@ static __always_inline int parse_ports(struct __sk_buff *ctx, struct packet *p, 
 		return -DROP_TRUNCATED_L4;
 	p->sport = ports[0];
 	p->dport = ports[1];
+	p->l4_len = (__u8)min;
 	p->match = bpf_ntohs(ports[1]);
 	return 0;
 }
@@ -75,4 +78,20 @@ static __always_inline int parse_l4(struct __sk_buff *ctx, struct packet *p, __u
 			return parse_icmp(ctx, p, end);
 	}
 	return 0;
+}
+
+/* What may be a fragment, `offset` bytes into the datagram; `more` follow. */
+static __always_inline int parse_part(struct __sk_buff *ctx, struct packet *p, __u32 end, __u32 offset, __u32 more)
+{
+	int ret;
+
+	if (offset) {
+		p->frag = FRAG_LATER;
+		return frag_follow(p, offset);
+	}
+	ret = parse_l4(ctx, p, end);
+	if (ret < 0 || !more)
+		return ret;
+	p->frag = FRAG_FIRST;
+	return p->kind == PKT_FLOW ? 0 : -DROP_FRAGMENT;
 }

@@ -61,6 +61,13 @@ enum {
 	PKT_ND = 2,    /* neighbour discovery or multicast listener message */
 };
 
+/* packet.frag */
+enum {
+	FRAG_NONE = 0,
+	FRAG_FIRST = 1,
+	FRAG_LATER = 2, /* ports and flags are those of the first */
+};
+
 struct packet {
 	__be32 saddr[4]; /* IPv4 in [0] */
 	__be32 daddr[4];
@@ -78,13 +85,18 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 hops;  /* TTL or hop limit */
-	__u8 kind;  /* PKT_* */
-	__u8 state; /* FLOW_STATE_* */
-	__u8 dir;   /* side whose decision counts: DIR_* */
-	__u8 point; /* trace point */
-	__u8 flags; /* EVENT_* flags found on the way */
-	__u8 side;  /* 0: the sender is side A of its flow */
+	__u8 hops;   /* TTL or hop limit */
+	__u8 kind;   /* PKT_* */
+	__u8 state;  /* FLOW_STATE_* */
+	__u8 dir;    /* side whose decision counts: DIR_* */
+	__u8 point;  /* trace point */
+	__u8 flags;  /* EVENT_* flags found on the way */
+	__u8 side;   /* 0: the sender is side A of its flow */
+	__u8 frag;   /* FRAG_* */
+	__u8 l4_len; /* TCP, UDP, SCTP: length of the header */
+	__u8 whole;  /* routers must not cut it */
+	__u8 pad;
+	__u32 frag_id; /* as it stands in the header */
 };
 
 struct ethhdr {

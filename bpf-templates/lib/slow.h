@@ -4,6 +4,7 @@
  * have changed, TCP's SYN, FIN and RST, ICMP errors, and what is to be dropped.
  */
 #pragma once
+#include "answer.h"
 #include "ct_entry.h"
 #include "deliver.h"
 #include "finish.h"
@@ -316,6 +317,14 @@ __noinline int parse_l3(struct __sk_buff *ctx, struct packet *p)
 	return -DROP_UNSUPPORTED_L3;
 }
 
+/* Bytes from the IP header on of the largest packet that this becomes. */
+static __always_inline __u32 packet_size(struct __sk_buff *ctx, struct packet *p)
+{
+	if (ctx->gso_size)
+		return p->l4_off - ETH_HLEN + p->l4_len + ctx->gso_size;
+	return ctx->len - ETH_HLEN;
+}
+
 /* Judge, then send on its way. `hop`: the packet is routed by us. */
 static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, int hop)
 {
@@ -325,9 +334,14 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 	ret = p->kind == PKT_ERROR ? related_decide(ctx, p) : flow_decide(ctx, p);
 	if (ret < 0)
 		return ret;
+	if (p->frag == FRAG_FIRST)
+		frag_remember(p);
 	dst = endpoint_row(p->dst_slot);
 	if (!dst || !(dst->flags & EP_VALID))
 		return -DROP_NO_ENDPOINT;
+	/* The stack cuts or refuses for itself; a container takes what nobody forbade to cut. */
+	if (!(dst->flags & EP_STACK) && p->whole && packet_size(ctx, p) > dst->mtu)
+		return answer_error(ctx, p, dst->mtu);
 	p->point =
 		dst->flags & EP_STACK ? (p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK) : TRACE_TO_ENDPOINT;
 	ret = headers_pull(ctx);

@@ -21,7 +21,7 @@ pub fn table() -> Vec<Scenario> {
                 send(Host, |f| f.ip(Host, A).tcp(50000, 8080, SYN)).pass(A, New).flow(Host, 0).dir(DIR_INGRESS),
                 send(A, |f| f.ip(A, Host).tcp(8080, 50000, SYN | ACK)).pass(Host, Reply).flow(Host, FLOW_REPLY),
                 send(Host, |f| f.ip(Host, A).tcp(50000, 8080, ACK)).pass(A, Established).flow(Host, FLOW_REPLY).packets(2, 1),
-                send(Host, |f| f.ip(Host, A).tcp(50000, 8080, ACK).filled(1400)).pass(A, Established).packets(3, 1).flow(Host, FLOW_REPLY),
+                send(Host, |f| f.ip(Host, A).tcp(50000, 8080, ACK).filled(1300)).pass(A, Established).packets(3, 1).flow(Host, FLOW_REPLY),
                 send(Host, |f| f.ip(Host, A).tcp(50000, 8081, SYN)).drop(PolicyDenied).flow(Host, FLOW_DENY),
             ],
         ),

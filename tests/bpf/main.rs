@@ -4,10 +4,12 @@
 mod budget;
 mod closing;
 mod flow;
+mod fragments;
 mod fuzz;
 mod gateway;
 mod host;
 mod malformed;
+mod mtu;
 mod policy;
 mod reasons;
 mod related;

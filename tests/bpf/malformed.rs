@@ -109,34 +109,6 @@ fn headers() -> Vec<Scenario> {
     ]
 }
 
-fn fragments() -> Vec<Scenario> {
-    let ext = |offset, more| move |f: Family| ack(f).ext(&[Ext::Fragment { offset, more, id: 5 }]);
-    vec![
-        row4(
-            "fragments, IPv4",
-            after_talk(vec![
-                send(A, |f| v4(ack(f), |ip| ip.frag = 0x2000)).drop(Fragment),
-                send(A, |f| v4(ack(f), |ip| ip.frag = 0x2003)).drop(Fragment),
-                send(A, |f| v4(ack(f), |ip| ip.frag = 0x0001)).drop(Fragment),
-                send(A, |f| v4(ack(f), |ip| ip.frag = 0x1fff)).drop(Fragment),
-                send(A, |f| v4(syn(f), |ip| ip.frag = 0x2000)).drop(Fragment),
-                send(A, |f| v4(ack(f), |ip| ip.frag = 0)).pass(B, Established),
-                send(A, |f| v4(f.ip(A, B).echo(false, 1), |ip| ip.frag = 0x2000)).drop(Fragment),
-            ]),
-        ),
-        row6(
-            "fragments, IPv6",
-            after_talk(vec![
-                send(A, ext(0, true)).drop(Fragment),
-                send(A, ext(3, true)).drop(Fragment),
-                send(A, ext(3, false)).drop(Fragment),
-                send(A, ext(0, false)).drop(Fragment),
-                send(A, |f| ack(f).ext(&[Ext::options(HOPOPTS, 0), Ext::Fragment { offset: 1, more: false, id: 5 }])).drop(Fragment),
-            ]),
-        ),
-    ]
-}
-
 fn extensions() -> Vec<Scenario> {
     vec![
         row6(
@@ -181,7 +153,7 @@ fn extensions() -> Vec<Scenario> {
 }
 
 pub fn table() -> Vec<Scenario> {
-    [headers(), fragments(), extensions()].into_iter().flatten().collect()
+    [headers(), extensions()].into_iter().flatten().collect()
 }
 
 #[test]

@@ -25,6 +25,8 @@ fn tables() -> Vec<Scenario> {
     let tables = [
         crate::closing::table,
         crate::flow::table,
+        crate::fragments::table,
+        crate::mtu::table,
         crate::gateway::table,
         crate::host::table,
         crate::malformed::table,

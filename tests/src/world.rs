@@ -26,6 +26,7 @@ pub struct World<'a> {
     pub flow4: PinnedMap<FlowKey4, Flow4>,
     pub flow6: PinnedMap<FlowKey6, Flow6>,
     pub policy: PinnedMap<PolicyKey, PolicyBlock>,
+    pub frag: PinnedMap<FragKey, FragEntry>,
     pub ipcache: PinnedMap<IpcacheKey, IpcacheEntry>,
     pub ipcache_lpm: PinnedMap<IpcacheLpmKey, IpcacheEntry>,
     pub timeouts: PinnedMap<u32, FlowTimeouts>,
@@ -84,6 +85,7 @@ impl<'a> World<'a> {
             flow4: open(sandbox, map::FLOW4),
             flow6: open(sandbox, map::FLOW6),
             policy: open(sandbox, map::POLICY),
+            frag: open(sandbox, map::FRAG),
             ipcache: open(sandbox, map::IPCACHE),
             ipcache_lpm: open(sandbox, map::IPCACHE_LPM),
             timeouts: open(sandbox, map::TIMEOUTS),
@@ -106,6 +108,7 @@ impl<'a> World<'a> {
         clear(&self.flow4);
         clear(&self.flow6);
         clear(&self.policy);
+        clear(&self.frag);
         clear(&self.ipcache);
         clear(&self.ipcache_lpm);
         for who in Who::ALL {

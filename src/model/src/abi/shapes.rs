@@ -230,6 +230,7 @@ c_enum! {
         InvalidExtensionHeader = 156, "INVALID_EXTENSION_HEADER", "Invalid IPv6 extension header";
         Fragment = 157, "FRAGMENT", "Fragments not supported";
         PolicyDeny = 181, "POLICY_DENY", "Policy denied by denylist";
+        FragmentUnknown = 188, "FRAGMENT_UNKNOWN", "First fragment not found";
         TtlExceeded = 196, "TTL_EXCEEDED", "TTL exceeded";
         Revoked = 210, "REVOKED", "Flow no longer allowed by policy";
         NoFlow = 211, "NO_FLOW", "No flow for this ICMP error";
@@ -240,6 +241,7 @@ c_enum! {
         RedirectFailed = 216, "REDIRECT_FAILED", "Redirect failed";
         Custom = 217, "CUSTOM", "Dropped by custom program";
         InvalidDestination = 218, "INVALID_DESTINATION", "Destination address not routable";
+        TooBig = 219, "TOO_BIG", "Packet too big";
     }
 }
 
@@ -420,6 +422,35 @@ c_struct! {
         slot: u16,
         /// IPCACHE_* flags.
         flags: u16,
+    }
+}
+
+c_struct! {
+    /// Names the datagram that a fragment is of (RFC 791, RFC 8200).
+    FragKey as "frag_key" {
+        saddr: [Be32; 4],
+        daddr: [Be32; 4],
+        /// As it stands in the header.
+        id: u32,
+        /// IPv4's protocol; 0 in IPv6, whose later fragments may not tell.
+        proto: u8,
+        /// 4 or 6.
+        family: u8,
+        pad: u16,
+    }
+}
+
+c_struct! {
+    /// What only the first fragment tells; written when it was let through.
+    FragEntry as "frag_entry" {
+        /// `CLOCK_MONOTONIC`, ns.
+        time: u64,
+        sport: Be16,
+        dport: Be16,
+        /// What policy compares, host order.
+        port: u16,
+        proto: u8,
+        pad: u8,
     }
 }
 
