@@ -6,6 +6,7 @@ mod faults;
 mod node;
 mod restart;
 mod revoke;
+mod sizes;
 mod support;
 mod swap;
 mod verdicts;
