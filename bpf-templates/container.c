@@ -19,7 +19,7 @@ int from_container(struct __sk_buff *ctx)
 		if (ret < 0)
 			return go_slow(ctx, FROM_CONTAINER, slot, -ret);
 	}
-	ret = fast_path(ctx, row, slot);
+	ret = fast_path(ctx, row, slot, FROM_CONTAINER);
 	if (ret == ACT_MISS)
 		return go_slow(ctx, FROM_CONTAINER, slot, 0);
 	if (ret != ACT_RECEIVE)

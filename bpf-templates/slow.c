@@ -2,7 +2,6 @@
 /* Every packet that a fast path leaves: one program for containers, host and devices. */
 #define PILUS_CONFIG "slow_config.h"
 #include "lib/config.h"
-#include "lib/answer.h"
 #include "lib/slow.h"
 
 /* Returns ACT_DECIDE for a packet that flow and policy decide about, else what became of it. */
@@ -35,7 +34,7 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 		return -DROP_INVALID_SOURCE_IP;
 	}
 	if (p->kind == PKT_ND) {
-		resolve(p);
+		resolve(ctx, p);
 		dst = endpoint_row(SLOT_HOST);
 		if (p->dst_slot != SLOT_HOST || p->icmp_type != ICMP6_NA || p->hops != ND_HOPS || !dst)
 			return answer_nd(ctx, p, row);
@@ -65,7 +64,7 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 	if (p->family == 6 && !addr_equal(p->saddr, EP_IP6(row)))
 		return -DROP_INVALID_SOURCE_IP;
 	if (p->hops <= 1) {
-		resolve(p);
+		resolve(ctx, p);
 		dst = endpoint_row(p->dst_slot);
 		/* The host counts its own hops. */
 		if (!dst || !(dst->flags & EP_STACK))
@@ -74,8 +73,8 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 	return ACT_DECIDE;
 }
 
-/* As from_container_stages, for what the host's stack sends. */
-__noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p)
+/* As from_container_stages, for what the host's stack sends, or a device receives. */
+__noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 from)
 {
 	struct ipcache_entry *src;
 	struct endpoint *dst;
@@ -93,12 +92,12 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p)
 		p->src_slot = src->slot;
 		p->src_id = src->identity;
 	}
-	/* Nobody but a container itself speaks with its address. */
-	if (slot_is_container(p->src_slot))
+	/* Nobody but a container itself speaks with its address, nor from outside with the host's. */
+	if (slot_is_container(p->src_slot) || (from == FROM_NETDEV && p->src_slot == SLOT_HOST))
 		return -DROP_INVALID_SOURCE_IP;
 	if (to_multicast(p))
 		return -DROP_MULTICAST;
-	resolve(p);
+	resolve(ctx, p);
 	dst = endpoint_row(p->dst_slot);
 	if (!slot_is_container(p->dst_slot) || !dst || !(dst->flags & EP_VALID))
 		return -DROP_UNKNOWN_TARGET;
@@ -109,6 +108,8 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p)
 		ret = headers_pull(ctx);
 		return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, 0);
 	}
+	if (from == FROM_NETDEV && p->hops <= 1)
+		return answer_error(ctx, p, 0);
 	return ACT_DECIDE;
 }
 
@@ -124,9 +125,9 @@ static __always_inline int stages_run(struct __sk_buff *ctx, struct packet *p, _
 			return -DROP_NO_ENDPOINT;
 		ret = from_container_stages(ctx, p, row);
 	} else {
-		ret = from_host_stages(ctx, p);
+		ret = from_host_stages(ctx, p, from);
 	}
-	return ret == ACT_DECIDE ? decide_and_deliver(ctx, p, from == FROM_CONTAINER) : ret;
+	return ret == ACT_DECIDE ? decide_and_deliver(ctx, p, from != FROM_HOST) : ret;
 }
 
 SEC("tc")

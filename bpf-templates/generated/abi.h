@@ -7,6 +7,7 @@ enum {
 	ENDPOINT_SLOTS = 0x10000,
 	SLOT_HOST = 0x1,
 	SLOT_WORLD = 0x2,
+	SLOT_DEVICES = 0x10,
 	SLOT_FIRST = 0x100,
 	SLOT_NODES = 0x8000,
 	IFINDEX_BASE = 0x10000,
@@ -36,6 +37,7 @@ enum {
 	EP_TRACE_ALL = 0x80,
 	EP_VERDICT = 0x100,
 	EP_DROPS = 0x200,
+	EP_ROUTE = 0x400,
 };
 
 enum {
@@ -112,6 +114,7 @@ enum {
 	TRACE_TO_OVERLAY = 4,
 	TRACE_FROM_ENDPOINT = 5,
 	TRACE_FROM_HOST = 7,
+	TRACE_TO_NETWORK = 9,
 	TRACE_REPLY = 10,
 };
 
@@ -425,6 +428,22 @@ _Static_assert(__builtin_offsetof(struct ipcache_entry, slot) == 8, "ipcache_ent
 _Static_assert(sizeof(((struct ipcache_entry *)0)->slot) == 2, "ipcache_entry.slot size");
 _Static_assert(__builtin_offsetof(struct ipcache_entry, flags) == 10, "ipcache_entry.flags");
 _Static_assert(sizeof(((struct ipcache_entry *)0)->flags) == 2, "ipcache_entry.flags size");
+
+/* One of the node's devices, by interface index. */
+struct device_key {
+	__u32 ifindex;
+};
+_Static_assert(sizeof(struct device_key) == 4, "device_key");
+_Static_assert(__builtin_offsetof(struct device_key, ifindex) == 0, "device_key.ifindex");
+_Static_assert(sizeof(((struct device_key *)0)->ifindex) == 4, "device_key.ifindex size");
+
+/* The device's row among the endpoints. */
+struct device_entry {
+	__u32 slot;
+};
+_Static_assert(sizeof(struct device_entry) == 4, "device_entry");
+_Static_assert(__builtin_offsetof(struct device_entry, slot) == 0, "device_entry.slot");
+_Static_assert(sizeof(((struct device_entry *)0)->slot) == 4, "device_entry.slot size");
 
 /* Names the datagram that a fragment is of (RFC 791, RFC 8200). */
 struct frag_key {

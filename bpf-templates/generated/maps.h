@@ -77,6 +77,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ipcache_lpm SEC(".maps");
 
+/* Devices that packets leave by without the host's stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct device_key);
+	__type(value, struct device_entry);
+	__uint(max_entries, 256);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} device SEC(".maps");
+
 /* First fragments that were let through. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

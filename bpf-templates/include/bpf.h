@@ -52,6 +52,31 @@ enum {
 	TC_ACT_REDIRECT = 7,
 };
 
+/* What bpf_fib_lookup takes and gives (uapi struct bpf_fib_lookup). */
+struct bpf_fib_lookup {
+	__u8 family;
+	__u8 l4_protocol;
+	__be16 sport;
+	__be16 dport;
+	__u16 tot_len; /* in: 0 for no check of the length; out: the route's MTU */
+	__u32 ifindex; /* in: where from; out: where to */
+	__u32 tos;
+	__be32 src[4];
+	__be32 dst[4];
+	__be16 vlan_proto;
+	__be16 vlan_tci;
+	__u8 smac[6];
+	__u8 dmac[6];
+};
+_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "bpf_fib_lookup");
+
+enum {
+	AF_INET = 2,
+	AF_INET6 = 10,
+	BPF_FIB_LKUP_RET_SUCCESS = 0,
+	BPF_FIB_LKUP_RET_NO_NEIGH = 7,
+};
+
 /* Context of a tc program (uapi struct __sk_buff). */
 struct __sk_buff {
 	__u32 len;
@@ -104,10 +129,12 @@ static __s64 (*bpf_csum_diff)(const __be32 *from, __u32 from_size, const __be32 
 static long (*bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
 static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len, __u32 mode, __u64 flags) = (void *)50;
+static long (*bpf_fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int plen, __u32 flags) = (void *)69;
 static __u64 (*bpf_jiffies64)(void) = (void *)118;
 static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static __u64 (*bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)134;
+static long (*bpf_redirect_neigh)(__u32 ifindex, void *params, int plen, __u64 flags) = (void *)152;
 static long (*bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 
 #define bpf_htons(x) ((__be16)__builtin_bswap16((__u16)(x)))

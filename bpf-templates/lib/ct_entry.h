@@ -23,6 +23,20 @@ static __noinline struct flow *flow_find(struct packet *p)
 	}
 }
 
+/* What a packet's FIN or RST does to the flags of its flow. */
+static __always_inline __u32 flow_tcp_flags(const struct packet *p)
+{
+	__u32 flags = 0;
+
+	if (p->proto != IPPROTO_TCP)
+		return 0;
+	if (p->tcp_flags & TCP_RST)
+		flags = FLOW_RST;
+	if (p->tcp_flags & TCP_FIN)
+		flags |= p->side ? FLOW_FIN_B : FLOW_FIN_A;
+	return flags;
+}
+
 /* Writes a new entry opened by this packet, in place of any old one. */
 __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 bytes)
 {
@@ -33,7 +47,7 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 
 	if (!p)
 		return -DROP_FLOW_INSERT_FAILED;
-	h.flags = (__u16)(flags | (p->side ? FLOW_OPENER_B : 0));
+	h.flags = (__u16)(flags | flow_tcp_flags(p) | (p->side ? FLOW_OPENER_B : 0));
 	h.bytes[0] = p->side ? 0 : bytes;
 	h.bytes[1] = p->side ? bytes : 0;
 	h.packets[0] = p->side ? 0 : 1;
@@ -86,4 +100,39 @@ __noinline __u32 flow_idle_limit(__u32 flags, __u32 proto)
 static __always_inline int flow_is_expired(const struct flow *h, __u8 proto)
 {
 	return (__u32)bpf_jiffies64() - h->last > flow_idle_limit(h->flags, proto);
+}
+
+/* The world is behind another device than when the entry was written. */
+static __always_inline int flow_moved(const struct flow *h, const struct packet *p)
+{
+	return flow_from(h, p->side) != p->src_slot || flow_to(h, p->side) != p->dst_slot;
+}
+
+/* Makes an entry vouch for a verdict: of `epoch`, with FLOW_DENY in `flags` or without. */
+__noinline int flow_judged(struct flow *h, struct packet *p, __u32 epoch, __u32 flags)
+{
+	if (!h || !p)
+		return 0;
+	WRITE_ONCE(h->ep[0], p->side ? p->src_slot : p->dst_slot);
+	WRITE_ONCE(h->ep[1], p->side ? p->dst_slot : p->src_slot);
+	h->flags = (h->flags & ~FLOW_DENY) | (flags & FLOW_DENY);
+	WRITE_ONCE(h->epoch, epoch);
+	return 0;
+}
+
+/* As flow_account, with what the packet's FIN or RST does to the flags. */
+__noinline int flow_seen(struct flow *h, struct packet *p, __u32 bytes)
+{
+	__u32 flags;
+
+	if (!h || !p)
+		return 0;
+	flags = flow_tcp_flags(p);
+	/* A SYN of the other side is no answer. */
+	if (!!(h->flags & FLOW_OPENER_B) != p->side && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN)
+		flags |= FLOW_REPLY;
+	if (flags & ~h->flags)
+		h->flags |= flags;
+	flow_account(h, p->side, bytes);
+	return 0;
 }

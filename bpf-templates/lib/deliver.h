@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The last step: into a container, or into the host's stack. */
+/* The last step: into a container, out of a device, or into the host's stack. */
 #pragma once
 #include "endpoint.h"
 #include "eth.h"
@@ -64,6 +64,11 @@ static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, 
 	if (dst->flags & EP_STACK) {
 		ret = headers_rewrite(ctx, dst->mac, dst->host_mac, 0);
 		return ret < 0 ? ret : (int)bpf_redirect(dst->ifindex, BPF_F_INGRESS);
+	}
+	if (dst->flags & EP_ROUTE) {
+		/* Device and next hop write their own MACs. */
+		ret = headers_rewrite(ctx, dst->mac, dst->host_mac, hop);
+		return ret < 0 ? ret : (int)bpf_redirect_neigh(dst->ifindex, 0, 0, 0);
 	}
 	if (dst->flags & EP_RECEIVE) {
 		ctx->cb[CB_SLOT] = slot;

@@ -2,7 +2,7 @@
 /*
  * A packet of an established flow: one flow entry, two endpoint rows, headers
  * rewritten, done. Anything else is ACT_MISS. `src` is the sending container's
- * row, or 0 for packets from the host's stack.
+ * row, or 0; `from` FROM_*.
  */
 #pragma once
 #include "ct.h"
@@ -15,7 +15,8 @@ enum {
 };
 
 /* The entry's verdict holds: same sender, no epoch moved, nothing special. Returns the receiver's row. */
-static __always_inline struct endpoint *flow_usable(const struct flow *h, struct endpoint *src, __u32 slot, __u32 side)
+static __always_inline struct endpoint *flow_usable(const struct flow *h, struct endpoint *src, __u32 slot, __u32 side,
+						    int origin)
 {
 	__u32 from = flow_from(h, side), idle = (__u32)bpf_jiffies64() - h->last;
 	struct endpoint *dst;
@@ -31,7 +32,8 @@ static __always_inline struct endpoint *flow_usable(const struct flow *h, struct
 		if (from != slot)
 			return 0;
 	} else {
-		if (from >= SLOT_FIRST)
+		/* The host's own address does not come in from outside. */
+		if (from >= SLOT_FIRST || (origin == FROM_NETDEV && from == SLOT_HOST))
 			return 0;
 		src = endpoint_row(from);
 	}
@@ -50,15 +52,15 @@ static __always_inline int fast_too_big(struct __sk_buff *ctx, struct endpoint *
 }
 
 static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 side,
-					int from_container)
+					int from)
 {
 	__u32 len = ctx->len;
-	int ret = deliver(ctx, dst, flow_to(h, side), from_container);
+	int ret = deliver(ctx, dst, flow_to(h, side), from != FROM_HOST);
 
 	if (ret < 0)
 		return ACT_MISS;
 	flow_account(h, side, len);
-	metrics_count(0, from_container ? DIR_EGRESS : DIR_INGRESS, len);
+	metrics_count(0, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, len);
 	return ret;
 }
 
@@ -86,7 +88,7 @@ static __always_inline __u32 fast_ports(void *l4, void *end, __u8 proto, __be16 
 	return NO_PORTS;
 }
 
-static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
+static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from)
 {
 	struct ethhdr *eth = CTXP(ctx, data);
 	void *end = CTXP(ctx, data_end);
@@ -109,13 +111,13 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	f = bpf_map_lookup_elem(&flow4, &key);
 	if (!f)
 		return ACT_MISS;
-	dst = flow_usable(&f->h, src, slot, side);
+	dst = flow_usable(&f->h, src, slot, side, from);
 	if (!dst || fast_too_big(ctx, dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
-	return fast_deliver(ctx, &f->h, dst, side, !!src);
+	return fast_deliver(ctx, &f->h, dst, side, from);
 }
 
-static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
+static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from)
 {
 	struct ethhdr *eth = CTXP(ctx, data);
 	void *end = CTXP(ctx, data_end);
@@ -138,19 +140,19 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	f = bpf_map_lookup_elem(&flow6, &key);
 	if (!f)
 		return ACT_MISS;
-	dst = flow_usable(&f->h, src, slot, side);
+	dst = flow_usable(&f->h, src, slot, side, from);
 	if (!dst || fast_too_big(ctx, dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
-	return fast_deliver(ctx, &f->h, dst, side, !!src);
+	return fast_deliver(ctx, &f->h, dst, side, from);
 }
 
-static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src, __u32 slot)
+static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from)
 {
 	if (ctx->vlan_present)
 		return ACT_MISS;
 	if (CONFIG_IPV4 && ctx->protocol == bpf_htons(ETH_P_IP))
-		return fast_from4(ctx, src, slot);
+		return fast_from4(ctx, src, slot, from);
 	if (ctx->protocol == bpf_htons(ETH_P_IPV6))
-		return fast_from6(ctx, src, slot);
+		return fast_from6(ctx, src, slot, from);
 	return ACT_MISS;
 }

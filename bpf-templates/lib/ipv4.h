@@ -38,7 +38,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 	p->l4_off = ETH_HLEN + hlen;
 	p->whole = !!(ip.frag_off & bpf_htons(0x4000));
 	p->frag_id = ip.id;
-	return parse_part(ctx, p, end, (bpf_ntohs(ip.frag_off) & 0x1fff) * 8, ip.frag_off & bpf_htons(0x2000));
+	return parse_part(ctx, p, end, (bpf_ntohs(ip.frag_off) & 0x1fff) * 8 | !!(ip.frag_off & bpf_htons(0x2000)));
 }
 
 /* Decrements the TTL in place and corrects the header checksum (RFC 1624). */

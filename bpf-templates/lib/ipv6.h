@@ -101,7 +101,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	if (off > end)
 		return -DROP_INVALID_EXTENSION_HEADER;
 	p->l4_off = off;
-	ret = parse_part(ctx, p, end, cut & ~7U, cut & 1);
+	ret = parse_part(ctx, p, end, cut);
 	/* Neighbours never cut their messages (RFC 6980). */
 	return p->kind == PKT_ND && fragmented ? -DROP_FRAGMENT : ret;
 }

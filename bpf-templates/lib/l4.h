@@ -80,17 +80,19 @@ static __always_inline int parse_l4(struct __sk_buff *ctx, struct packet *p, __u
 	return 0;
 }
 
-/* What may be a fragment, `offset` bytes into the datagram; `more` follow. */
-static __always_inline int parse_part(struct __sk_buff *ctx, struct packet *p, __u32 end, __u32 offset, __u32 more)
+/* What may be a fragment. `cut`: bytes into the datagram, a multiple of 8; 1: more follow. */
+__noinline int parse_part(struct __sk_buff *ctx, struct packet *p, __u32 end, __u32 cut)
 {
 	int ret;
 
-	if (offset) {
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	if (cut & ~7U) {
 		p->frag = FRAG_LATER;
-		return frag_follow(p, offset);
+		return frag_follow(p, cut & ~7U);
 	}
 	ret = parse_l4(ctx, p, end);
-	if (ret < 0 || !more)
+	if (ret < 0 || !(cut & 1))
 		return ret;
 	p->frag = FRAG_FIRST;
 	return p->kind == PKT_FLOW ? 0 : -DROP_FRAGMENT;

@@ -52,6 +52,7 @@ enum {
 	FROM_CONTAINER = 0, /* cb[CB_SLOT]: sender */
 	FROM_HOST = 1,
 	FROM_RECEIVE = 2, /* a delivery that fails; cb[CB_SLOT]: receiver */
+	FROM_NETDEV = 3,  /* a device of the node */
 };
 
 /* packet.kind */

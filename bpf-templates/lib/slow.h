@@ -10,6 +10,7 @@
 #include "finish.h"
 #include "ipcache.h"
 #include "policy.h"
+#include "route.h"
 
 /* One direction's verdict, reported where asked. `row`: whose policy. Returns 0 or -DROP_*. */
 static __always_inline int judge_one(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, __u32 id, __u32 dir,
@@ -72,8 +73,11 @@ __noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
 	return judge_one(ctx, p, to, READ_ONCE(to->policy_in), DIR_INGRESS, from_id, l4);
 }
 
-/* Who receives: p->dst_slot and p->dst_id. Unknown addresses are the world. */
-__noinline int resolve(struct packet *p)
+/*
+ * Who receives: p->dst_slot and p->dst_id. Unknown addresses are the world. The
+ * world's side of a container's packet gets the slot of today's route.
+ */
+__noinline int resolve(struct __sk_buff *ctx, struct packet *p)
 {
 	struct ipcache_entry *e;
 
@@ -82,21 +86,11 @@ __noinline int resolve(struct packet *p)
 	e = ipcache_find(p->daddr, p->family);
 	p->dst_slot = e ? e->slot : SLOT_WORLD;
 	p->dst_id = e ? e->identity : ID_WORLD;
+	if (p->dst_slot == SLOT_WORLD && slot_is_container(p->src_slot))
+		p->dst_slot = (__u16)route_slot(ctx, p, 0);
+	else if (p->src_slot == SLOT_WORLD && slot_is_container(p->dst_slot))
+		p->src_slot = (__u16)route_slot(ctx, p, 1);
 	return 0;
-}
-
-/* What a packet's FIN or RST does to the flags of its flow. */
-static __always_inline __u32 flow_tcp_flags(struct packet *p)
-{
-	__u32 flags = 0;
-
-	if (p->proto != IPPROTO_TCP)
-		return 0;
-	if (p->tcp_flags & TCP_RST)
-		flags = FLOW_RST;
-	if (p->tcp_flags & TCP_FIN)
-		flags |= p->side ? FLOW_FIN_B : FLOW_FIN_A;
-	return flags;
 }
 
 /*
@@ -113,7 +107,7 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
-	resolve(p);
+	resolve(ctx, p);
 	src = endpoint_row(p->src_slot);
 	dst = endpoint_row(p->dst_slot);
 	if (!src || !dst || !(dst->flags & EP_VALID) || p->dst_slot == p->src_slot)
@@ -128,59 +122,50 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 
 	syn = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 	h = flow_find(p);
-	if (h && flow_from(h, p->side) == p->src_slot && flow_to(h, p->side) == p->dst_slot &&
+	if (h && slot_same(flow_from(h, p->side), p->src_slot) && slot_same(flow_to(h, p->side), p->dst_slot) &&
 	    !flow_is_expired(h, p->proto))
 		same = 1;
 
 	if (same && h && !syn) {
 		reply = !!(h->flags & FLOW_OPENER_B) != p->side;
 		p->state = reply ? FLOW_STATE_REPLY : FLOW_STATE_ESTABLISHED;
-		if (h->epoch != epoch) {
+		if (h->epoch != epoch || flow_moved(h, p)) {
 			ret = judge(ctx, p, reply);
-			if (ret < 0) {
-				h->flags |= FLOW_DENY;
-				WRITE_ONCE(h->epoch, epoch);
-				p->state = FLOW_STATE_REVOKED;
-				return -DROP_REVOKED;
-			}
-			h->flags &= ~FLOW_DENY;
-			WRITE_ONCE(h->epoch, epoch);
-		} else if (h->flags & FLOW_DENY) {
+			flow_judged(h, p, epoch, ret < 0 ? FLOW_DENY : 0);
+		} else {
+			ret = h->flags & FLOW_DENY ? -DROP_REVOKED : 0;
+		}
+		if (ret < 0) {
 			p->state = FLOW_STATE_REVOKED;
 			return -DROP_REVOKED;
 		}
-		if (reply && !(h->flags & FLOW_REPLY))
-			h->flags |= FLOW_REPLY;
-		h->flags |= flow_tcp_flags(p);
-		flow_account(h, p->side, ctx->len);
-		return 0;
+		return flow_seen(h, p, ctx->len);
 	}
 
 	ret = judge(ctx, p, 0);
-	if (ret < 0) {
-		/* The opener's own SYN is refused: the flow is. A stranger's SYN does not touch a live flow. */
-		if (syn && same && h) {
-			if (!!(h->flags & FLOW_OPENER_B) == p->side) {
-				h->flags |= FLOW_DENY;
-				WRITE_ONCE(h->epoch, epoch);
-			}
-		} else if (syn) {
-			flow_create(p, epoch, FLOW_DENY, ctx->len);
+	if (syn && same && h) {
+		/* The opener's own SYN decides anew; a stranger's SYN does not touch a live flow. */
+		reply = !!(h->flags & FLOW_OPENER_B) != p->side;
+		if (ret < 0) {
+			if (!reply)
+				flow_judged(h, p, epoch, FLOW_DENY);
+			return ret;
 		}
+		if (!(h->flags & FLOW_DENY) && !flow_is_closing(h->flags)) {
+			/* A repeated SYN, or both sides open at once: the flow lives on, judged as its opener. */
+			p->state = FLOW_STATE_NEW;
+			if (!reply)
+				flow_judged(h, p, epoch, 0);
+			return flow_seen(h, p, ctx->len);
+		}
+	}
+	if (ret < 0) {
+		if (syn)
+			flow_create(p, epoch, FLOW_DENY, ctx->len);
 		return ret;
 	}
-	p->state = FLOW_STATE_NEW;
-	if (syn && same && h && !(h->flags & FLOW_DENY) && !flow_is_closing(h->flags)) {
-		/* A repeated SYN, or both sides open at once: the flow lives on, judged as its opener. */
-		if (!!(h->flags & FLOW_OPENER_B) == p->side)
-			WRITE_ONCE(h->epoch, epoch);
-		flow_account(h, p->side, ctx->len);
-		return 0;
-	}
-	if (same)
-		p->state = FLOW_STATE_REOPENED;
-	return flow_create(p, epoch, flow_tcp_flags(p) | (p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0),
-			   ctx->len);
+	p->state = same ? FLOW_STATE_REOPENED : FLOW_STATE_NEW;
+	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
 }
 
 /* The quoted packet of an ICMP error: the tuple as its sender wrote it. */
@@ -269,11 +254,11 @@ __noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
 	ret = parse_quote(ctx, p, &q);
 	if (ret < 0)
 		return ret;
-	resolve(p);
+	resolve(ctx, p);
 	h = flow_find(&q);
 	if (!h || !addr_equal(q.saddr, p->daddr))
 		return -DROP_NO_FLOW;
-	if (flow_from(h, q.side) != p->dst_slot ||
+	if (!slot_same(flow_from(h, q.side), p->dst_slot) ||
 	    (slot_is_container(p->src_slot) && flow_to(h, q.side) != p->src_slot))
 		return -DROP_NO_FLOW;
 	q.src_slot = flow_from(h, q.side);
@@ -339,11 +324,19 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 	dst = endpoint_row(p->dst_slot);
 	if (!dst || !(dst->flags & EP_VALID))
 		return -DROP_NO_ENDPOINT;
-	/* The stack cuts or refuses for itself; a container takes what nobody forbade to cut. */
-	if (!(dst->flags & EP_STACK) && p->whole && packet_size(ctx, p) > dst->mtu)
-		return answer_error(ctx, p, dst->mtu);
-	p->point =
-		dst->flags & EP_STACK ? (p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK) : TRACE_TO_ENDPOINT;
+	/* The stack cuts or refuses for itself, a container takes what nobody forbade to cut. */
+	if (!(dst->flags & EP_STACK) && packet_size(ctx, p) > dst->mtu) {
+		if (p->whole)
+			return answer_error(ctx, p, dst->mtu);
+		if (dst->flags & EP_ROUTE)
+			dst = endpoint_row(SLOT_WORLD);
+		if (!dst)
+			return -DROP_NO_ENDPOINT;
+	}
+	if (dst->flags & EP_STACK)
+		p->point = p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
+	else
+		p->point = dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
 	ret = headers_pull(ctx);
 	return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, hop);
 }

@@ -69,6 +69,8 @@ pub fn abi_h() -> String {
     structure::<IpcacheKey>(&mut out);
     structure::<IpcacheLpmKey>(&mut out);
     structure::<IpcacheEntry>(&mut out);
+    structure::<DeviceKey>(&mut out);
+    structure::<DeviceEntry>(&mut out);
     structure::<FragKey>(&mut out);
     structure::<FragEntry>(&mut out);
     structure::<FlowTimeouts>(&mut out);

@@ -22,6 +22,8 @@ c_consts! {
         SLOT_HOST = 1;
         /// Row of everything that is neither a container nor the host.
         SLOT_WORLD = 2;
+        /// First row of the node's own devices: what is reached through one of them is the world too.
+        SLOT_DEVICES = 16;
         /// First row of a local container.
         SLOT_FIRST = 256;
         /// First row of remote nodes (one past the last container).
@@ -70,6 +72,8 @@ c_consts! {
         EP_VERDICT = 256;
         /// Report drops.
         EP_DROPS = 512;
+        /// Row of a device: packets leave by it, past the host's stack. On the world's row: routes are asked for.
+        EP_ROUTE = 1024;
     }
 }
 
@@ -195,6 +199,7 @@ c_enum! {
         ToOverlay = 4, "TO_OVERLAY", "to-overlay";
         FromEndpoint = 5, "FROM_ENDPOINT", "from-endpoint";
         FromHost = 7, "FROM_HOST", "from-host";
+        ToNetwork = 9, "TO_NETWORK", "to-network";
         Reply = 10, "REPLY", "answered";
     }
 }
@@ -422,6 +427,20 @@ c_struct! {
         slot: u16,
         /// IPCACHE_* flags.
         flags: u16,
+    }
+}
+
+c_struct! {
+    /// One of the node's devices, by interface index.
+    DeviceKey as "device_key" {
+        ifindex: u32,
+    }
+}
+
+c_struct! {
+    /// The device's row among the endpoints.
+    DeviceEntry as "device_entry" {
+        slot: u32,
     }
 }
 

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Where the world is: behind one of the node's devices, or wherever the host's stack finds it. */
+#pragma once
+#include "endpoint.h"
+#include "packet.h"
+
+static __always_inline int slot_is_world(__u32 slot)
+{
+	return slot == SLOT_WORLD || (slot >= SLOT_DEVICES && slot < SLOT_FIRST);
+}
+
+/* The same place, by whatever way. */
+static __always_inline int slot_same(__u32 a, __u32 b)
+{
+	return a == b || (slot_is_world(a) && slot_is_world(b));
+}
+
+/*
+ * Slot of the device that the kernel would route by: to the packet's receiver,
+ * or `back` to its sender. SLOT_WORLD where only the stack can tell: no such
+ * device, no plain route, or one with a smaller MTU than its device.
+ */
+__noinline __u32 route_slot(struct __sk_buff *ctx, struct packet *p, int back)
+{
+	struct endpoint *world = endpoint_row(SLOT_WORLD), *host = endpoint_row(SLOT_HOST), *row;
+	struct bpf_fib_lookup fib = {};
+	struct device_entry *e;
+	struct device_key key;
+	long ret;
+
+	if (!p || !world || !host || !(world->flags & EP_ROUTE))
+		return SLOT_WORLD;
+	fib.family = p->family == 4 ? AF_INET : AF_INET6;
+	fib.tot_len = 1;
+	fib.ifindex = host->ifindex;
+	__builtin_memcpy(fib.src, back ? p->daddr : p->saddr, 16);
+	__builtin_memcpy(fib.dst, back ? p->saddr : p->daddr, 16);
+	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	if (ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return SLOT_WORLD;
+	key.ifindex = fib.ifindex;
+	e = bpf_map_lookup_elem(&device, &key);
+	if (!e)
+		return SLOT_WORLD;
+	row = endpoint_row(e->slot);
+	if (!row || !(row->flags & EP_VALID) || (ret == BPF_FIB_LKUP_RET_SUCCESS && fib.tot_len < row->mtu))
+		return SLOT_WORLD;
+	return e->slot;
+}
