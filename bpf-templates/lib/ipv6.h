@@ -43,9 +43,10 @@ static __always_inline int ipv6_is_extension(__u8 next)
 	       next == IPPROTO_FRAGMENT;
 }
 
+/* The first 8 bytes of an extension header: of a fragment header all of it. */
 struct ipv6_fragment {
 	__u8 nexthdr;
-	__u8 pad;
+	__u8 len;      /* units of 8 bytes, less one; nothing in a fragment header */
 	__be16 offset; /* bytes, a multiple of 8; 1: more follow */
 	__be32 id;
 };

@@ -171,8 +171,8 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 /* The quoted packet of an ICMP error: the tuple as its sender wrote it. */
 __noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packet *q)
 {
+	struct ipv6_fragment ext;
 	__be16 l4[4];
-	__u8 ext[2];
 	__u32 off;
 	int i;
 
@@ -202,12 +202,14 @@ __noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packe
 		q->proto = ip.nexthdr;
 		off += sizeof(ip);
 		for (i = 0; i < 2; i++) {
-			if (q->proto != IPPROTO_HOPOPTS && q->proto != IPPROTO_ROUTING && q->proto != IPPROTO_DSTOPTS)
+			if (!ipv6_is_extension(q->proto) || q->proto == IPPROTO_AH)
 				break;
-			if (bpf_skb_load_bytes(ctx, off, ext, sizeof(ext)) < 0)
+			if (bpf_skb_load_bytes(ctx, off, &ext, sizeof(ext)) < 0)
 				return -DROP_TRUNCATED_L4;
-			q->proto = ext[0];
-			off += (ext[1] + 1) * 8;
+			if (q->proto == IPPROTO_FRAGMENT && ext.offset & bpf_htons(0xfff8))
+				return -DROP_FRAGMENT;
+			off += q->proto == IPPROTO_FRAGMENT ? 8 : (ext.len + 1) * 8;
+			q->proto = ext.nexthdr;
 		}
 	}
 	q->family = p->family;

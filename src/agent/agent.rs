@@ -2,11 +2,13 @@
 //! Puts the parts together and runs them.
 
 use crate::control::{Event, Initial, Readers, World};
+use crate::datapath::devices::{DeviceError, Devices};
 use crate::datapath::endpoints::{EndpointReconciler, Parts};
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{ProgramError, Programs, Shape, embedded};
+use crate::datapath::sysctl::Sysctls;
 use crate::datapath::{Tables, gc};
 use crate::ipam::Ipam;
 use crate::kvstore::{Embedded, Store, StoreError};
@@ -21,7 +23,7 @@ use crate::templates::{TemplateError, TemplateStore};
 use futures::StreamExt;
 use pilus_codegen::{Build, Clang, EndpointConfig, Features, NodeConfig, ObjectCache, Templates};
 use pilus_loader::bpffs::{self, BpfFs};
-use pilus_loader::netlink::{Change, Netlink};
+use pilus_loader::netlink::{Change, LinkInfo, Netlink};
 use pilus_loader::probe;
 use pilus_model::abi::{IFINDEX_BASE, SLOT_FIRST, SLOT_NODES};
 use pilus_model::endpoint::EndpointId;
@@ -46,6 +48,8 @@ pub enum StartError {
     Kernel(#[from] pilus_loader::Error),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("host program: {0}")]
     Program(String),
     #[error("{}: {source}", path.display())]
@@ -58,7 +62,7 @@ impl StartError {
     /// 2: usage or configuration, 1: anything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::BpfRoot(_) | Self::Option { .. } => 2,
+            Self::BpfRoot(_) | Self::Option { .. } | Self::Device(DeviceError::Unknown(_)) => 2,
             _ => 1,
         }
     }
@@ -81,6 +85,8 @@ pub struct Agent {
     pub monitor: Monitor,
     pub netlink: Netlink,
     pub host: HostSide,
+    /// The node's own devices; changed by one at a time.
+    pub devices: tokio::sync::Mutex<Devices>,
     pub kernel: (u32, u32),
     pub v6_range: Prefix<Ipv6Addr>,
     pub v4_range: Prefix<Ipv4Addr>,
@@ -214,6 +220,15 @@ impl Agent {
             mtu,
             ranges: prefixes,
         });
+        let devices = Devices {
+            names: options.devices.clone(),
+            routing: options.host_routing,
+            ipv4: options.enable_ipv4,
+            attach_mode: options.attach_mode,
+            tcx: kernel.tcx,
+            sysctls: Sysctls::new(&options.state_dir),
+        };
+        devices.check(&netlink).await?;
         let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables)));
         let (policy_tx, policy_status) = watch::channel(Arc::default());
         // An endpoint of an earlier agent exists, although this one has not looked yet.
@@ -252,6 +267,7 @@ impl Agent {
             monitor,
             netlink,
             host,
+            devices: tokio::sync::Mutex::new(devices),
             kernel: kernel.kernel,
             v6_range,
             v4_range,
@@ -329,7 +345,23 @@ impl Agent {
     pub async fn set_up_host(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
         let program = shape.program("from_host").map_err(|e| StartError::Program(e.to_string()))?;
         self.host.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, program).await?;
+        self.set_up_devices(fs, shape).await
+    }
+
+    async fn set_up_devices(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
+        let program = shape.program("from_netdev").map_err(|e| StartError::Program(e.to_string()))?;
+        let devices = self.devices.lock().await;
+        let names = devices.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, program).await?;
+        tracing::debug!(?names, "devices");
         Ok(())
+    }
+
+    /// Devices, addresses or routes of the node changed: flows with the world follow.
+    async fn devices_changed(&self) -> Result<(), String> {
+        let shape = self.host_shape(&self.templates.current()).await?;
+        self.set_up_devices(&self.endpoints.fs, &shape).await.map_err(|e| e.to_string())?;
+        let devices = self.devices.lock().await;
+        devices.renew(&self.tables, &self.endpoints.rows).map_err(|e| e.to_string())
     }
 
     /// Router addresses and every address of the node, loopback and link-local ones apart.
@@ -351,15 +383,29 @@ impl Agent {
     }
 
     async fn follow_addresses(self: Arc<Self>) {
-        let mut changes = match self.netlink.watch() {
+        let changes = match self.netlink.watch() {
             Ok(changes) => changes,
             Err(e) => return tracing::error!(error = %e, "address changes are not followed"),
         };
         // What changed between the first list and the watch.
         self.send_host_addresses().await;
-        while let Some(change) = changes.next().await {
-            if matches!(change, Change::Address { .. } | Change::AddressGone { .. } | Change::Lost) {
+        // What comes together is answered together.
+        let mut changes = changes.ready_chunks(64);
+        while let Some(changes) = changes.next().await {
+            if changes.iter().any(|c| matches!(c, Change::Address { .. } | Change::AddressGone { .. } | Change::Lost)) {
                 self.send_host_addresses().await;
+            }
+            let concerns_devices = |c: &Change| match c {
+                Change::Link(LinkInfo { index, .. }) | Change::LinkGone { index, .. } | Change::Route { oif: index } => {
+                    *index < IFINDEX_BASE
+                }
+                Change::Address { index, .. } | Change::AddressGone { index, .. } => *index < IFINDEX_BASE,
+                Change::Lost => true,
+            };
+            if changes.iter().any(concerns_devices)
+                && let Err(e) = self.devices_changed().await
+            {
+                tracing::warn!(error = %e, "the node's devices");
             }
         }
     }

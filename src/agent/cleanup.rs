@@ -2,8 +2,10 @@
 //! Removes everything that Pilus ever made on the node, by what is there and not by what is remembered.
 
 use crate::datapath::host::{HOST_DEVICE, NET_DEVICE};
+use crate::datapath::sysctl::Sysctls;
 use crate::options::Options;
 use pilus_loader::bpffs::BpfFs;
+use pilus_loader::hook::{self, Dir};
 use pilus_loader::netlink::{Netlink, ROUTE_PROTOCOL, RouteSpec};
 use pilus_model::abi::IFINDEX_BASE;
 use std::path::Path;
@@ -19,10 +21,14 @@ fn remove_dir(path: &Path, done: &mut Vec<String>) -> std::io::Result<()> {
 
 /// Links, routes, maps, programs and pins of this network namespace and bpffs. Says what it removed; goes on after an error
 /// and reports it at the end.
-pub async fn kernel(bpf_root: &Path) -> (Vec<String>, Vec<String>) {
+pub async fn kernel(bpf_root: &Path, state_dir: &Path) -> (Vec<String>, Vec<String>) {
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     match Netlink::new() {
         Ok(netlink) => links(&netlink, &mut done, &mut failed).await,
+        Err(e) => failed.push(e.to_string()),
+    }
+    match Sysctls::new(state_dir).undo() {
+        Ok(undone) => done.extend(undone),
         Err(e) => failed.push(e.to_string()),
     }
     if pilus_loader::bpffs::is_bpffs(bpf_root) && bpf_root.join("pilus").exists() {
@@ -39,6 +45,13 @@ async fn links(netlink: &Netlink, done: &mut Vec<String>, failed: &mut Vec<Strin
         Ok(all) => all,
         Err(e) => return failed.push(e.to_string()),
     };
+    for link in all.iter().filter(|l| l.index < IFINDEX_BASE) {
+        match hook::detach_tc(link.index, Dir::Ingress, false) {
+            Ok(true) => done.push(format!("removed filter of {}", link.name)),
+            Ok(false) => {}
+            Err(e) => failed.push(e.to_string()),
+        }
+    }
     let ours = |name: &str, index: u32| {
         name == HOST_DEVICE || name == NET_DEVICE || (index >= IFINDEX_BASE && name.len() == 11 && name.starts_with("plx"))
     };
@@ -68,7 +81,7 @@ async fn links(netlink: &Netlink, done: &mut Vec<String>, failed: &mut Vec<Strin
 
 /// The whole of `pilus-agent --cleanup`: kernel, then files.
 pub async fn all(options: &Options) -> (Vec<String>, Vec<String>) {
-    let (mut done, mut failed) = kernel(&options.bpf_root).await;
+    let (mut done, mut failed) = kernel(&options.bpf_root, &options.state_dir).await;
     let mut files = || -> std::io::Result<()> {
         remove_dir(&options.run_dir, &mut done)?;
         if options.socket.exists() {

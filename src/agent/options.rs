@@ -52,6 +52,10 @@ raw_options! {
     ipv4_range: String = "PILUS_IPV4_RANGE";
     /// Give containers an IPv4 address beside the IPv6 one [default: true]
     enable_ipv4: bool = "PILUS_ENABLE_IPV4";
+    /// Device that leads out of the node; repeatable [default: the device of the default route, if there is one]
+    device: Vec<String> = "PILUS_DEVICE";
+    /// bpf: containers' packets pass the host's stack and its netfilter by; stack: they go through both [default: bpf]
+    host_routing: String = "PILUS_HOST_ROUTING";
     /// Overlay between nodes: disabled [default: disabled]
     tunnel: String = "PILUS_TUNNEL";
     /// MTU of containers, bytes [default: 1500, or the smallest of the default route's device]
@@ -131,6 +135,10 @@ choice! {
     AllowLocalhost { Auto = "auto", Always = "always", Policy = "policy" }
 }
 choice! {
+    /// Who routes containers' packets out of the node.
+    HostRouting { Bpf = "bpf", Stack = "stack" }
+}
+choice! {
     /// Shape of log lines.
     LogFormat { Text = "text", Json = "json" }
 }
@@ -205,6 +213,9 @@ pub struct Options {
     pub ipv6_range: Option<Prefix<Ipv6Addr>>,
     pub ipv4_range: Option<Prefix<Ipv4Addr>>,
     pub enable_ipv4: bool,
+    /// Empty: the default route's.
+    pub devices: Vec<String>,
+    pub host_routing: HostRouting,
     pub mtu: Option<u16>,
     pub endpoint_build: EndpointBuild,
     pub attach_mode: AttachMode,
@@ -282,6 +293,11 @@ impl Options {
         if !(1024..=16 << 20).contains(&flow_table_size) {
             return Err(bad("flow-table-size", format!("{flow_table_size}: takes 1024 to {}", 16 << 20)));
         }
+        let devices: Vec<String> =
+            raw.device.into_iter().flatten().flat_map(|d| d.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
+        if let Some(name) = devices.iter().find(|d| d.is_empty() || d.len() > 15 || d.contains(['/', ' '])) {
+            return Err(bad("device", format!("`{name}` is no name of a device")));
+        }
         let run_dir = raw.run_dir.unwrap_or_else(|| "/run/pilus".into());
         Ok(Self {
             node_name: raw.node_name.unwrap_or_else(host_name),
@@ -293,6 +309,8 @@ impl Options {
             ipv6_range: prefix("ipv6-range", raw.ipv6_range)?,
             ipv4_range: prefix("ipv4-range", raw.ipv4_range)?,
             enable_ipv4: raw.enable_ipv4.unwrap_or(true),
+            devices,
+            host_routing: parse("host-routing", raw.host_routing, "bpf")?,
             mtu: raw.mtu,
             endpoint_build: parse("endpoint-build", raw.endpoint_build, "shared")?,
             attach_mode: parse("attach-mode", raw.attach_mode, "auto")?,

@@ -181,6 +181,13 @@ pub fn table() -> Vec<Scenario> {
                 .drop(TruncatedL4),
             ]),
         ),
+        row6(
+            "a quoted IPv6 fragment",
+            with_talk(vec![
+                send(B, refused(B, A, |f| there(ACK)(f).ext(&[Ext::Fragment { offset: 0, more: true, id: 9 }]))).pass(A, Related),
+                send(B, refused(B, A, |f| there(ACK)(f).ext(&[Ext::Fragment { offset: 9, more: true, id: 9 }]))).drop(Fragment),
+            ]),
+        ),
         row4(
             "quoted options",
             with_talk(vec![send(B, refused(B, A, |f| there(ACK)(f).with(|p| p.v4(|ip| ip.options = vec![1; 8])))).pass(A, Related)]),

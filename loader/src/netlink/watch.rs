@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What changes on devices and addresses.
+//! What changes on devices, addresses and routes.
 
 use std::net::IpAddr;
 
 use futures::{Stream, StreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteAttribute;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 
@@ -13,7 +14,7 @@ use super::address;
 use super::link::{self, LinkInfo};
 use crate::error::{Error, Result};
 
-/// A change of devices or addresses.
+/// A change of devices, addresses or routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A device is new or other than before.
@@ -24,6 +25,8 @@ pub enum Change {
     Address { index: u32, ip: IpAddr, plen: u8 },
     /// A device lost an address.
     AddressGone { index: u32, ip: IpAddr, plen: u8 },
+    /// A route by this device (0: by none, or by several) is new, other than before, or gone; the local table is not told of.
+    Route { oif: u32 },
     /// Messages were lost: list everything anew.
     Lost,
 }
@@ -42,6 +45,10 @@ fn change(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(m)) => {
             address::parse(&m).map(|(index, ip, plen)| Change::AddressGone { index, ip, plen })
         }
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(m) | RouteNetlinkMessage::DelRoute(m)) => {
+            let oif = m.attributes.iter().find_map(|a| if let RouteAttribute::Oif(oif) = a { Some(*oif) } else { None });
+            (m.header.table != libc::RT_TABLE_LOCAL).then(|| Change::Route { oif: oif.unwrap_or_default() })
+        }
         _ => None,
     }
 }
@@ -50,7 +57,8 @@ impl Netlink {
     /// Changes from now on, in the calling thread's network namespace (not necessarily that of `self`). Watch first and list
     /// then, so that nothing falls between. Must be called inside a tokio runtime; the stream ends only with that.
     pub fn watch(&self) -> Result<impl Stream<Item = Change> + Send + Unpin + 'static> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
+        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|e| Error::Kernel { action: "open a netlink socket for changes", errno: e.raw_os_error().unwrap_or(libc::EINVAL) })?;
         tokio::spawn(connection);

@@ -11,6 +11,7 @@ use pilus_loader::hook::{self, Dir, TcxUpdate};
 use pilus_loader::netlink::{LocalPair, Netlink, RouteSpec};
 use pilus_model::abi::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 pub const HOST_DEVICE: &str = "pilus_host";
 pub const NET_DEVICE: &str = "pilus_net";
@@ -39,7 +40,7 @@ impl HostSide {
     ) -> Result<u32, Error> {
         let (host, net, mac) = self.devices(netlink).await?;
         self.rows(tables, rows, host, mac)?;
-        self.attach(fs, net, from_host)?;
+        attach(&fs.links().join(HOST_PIN), net, from_host, self.attach_mode, self.tcx, true)?;
         netlink.set_up(net).await?;
         netlink.set_up(host).await?;
         netlink.add_address(host, IpAddr::V6(self.router_v6), 128, true).await?;
@@ -101,32 +102,34 @@ impl HostSide {
             ..Endpoint::default()
         };
         rows.write(&tables.endpoint, SLOT_HOST, host)?;
-        let world = Endpoint { identity: Reserved::World.raw(), ..host };
+        // Who asks for routes is decided with the devices.
+        let routed = tables.endpoint.get(&SLOT_WORLD)?.map_or(0, |w| w.flags & EP_ROUTE);
+        let world = Endpoint { identity: Reserved::World.raw(), flags: host.flags | routed, ..host };
         rows.write(&tables.endpoint, SLOT_WORLD, world)?;
         Ok(())
     }
+}
 
-    fn attach(&self, fs: &BpfFs, net: u32, program: &Program) -> Result<(), Error> {
-        let pin = fs.links().join(HOST_PIN);
-        if let Some(link) = hook::tcx_info(&pin)? {
-            if link.ifindex == net && self.attach_mode != AttachMode::Tc {
-                if link.prog_id == program.id || hook::update_tcx(&pin, program)? == TcxUpdate::Updated {
-                    return Ok(());
-                }
-            } else if link.ifindex == net {
-                hook::attach_tc(program, net, Dir::Ingress)?;
+/// Hangs a program on the ingress of a device that lives long, or swaps it in place: there is no hurry that would ask for
+/// clsact first. `ours`: nobody else has filters there, so that the qdisc can go with ours.
+pub fn attach(pin: &Path, ifindex: u32, program: &Program, mode: AttachMode, tcx: bool, ours: bool) -> Result<(), Error> {
+    if let Some(link) = hook::tcx_info(pin)? {
+        if link.ifindex == ifindex && mode != AttachMode::Tc {
+            if link.prog_id == program.id || hook::update_tcx(pin, program)? == TcxUpdate::Updated {
+                return Ok(());
             }
-            hook::detach_tcx(&pin)?;
+        } else if link.ifindex == ifindex {
+            hook::attach_tc(program, ifindex, Dir::Ingress)?;
         }
-        // One device that lives long: there is no hurry that would ask for clsact first.
-        if self.tcx && self.attach_mode != AttachMode::Tc {
-            tokio::task::block_in_place(|| hook::attach_tcx(program, net, Dir::Ingress, &pin))?;
-            hook::detach_tc(net, Dir::Ingress, true)?;
-            return Ok(());
-        }
-        if hook::tc_info(net, Dir::Ingress)? != Some(program.id) {
-            hook::attach_tc(program, net, Dir::Ingress)?;
-        }
-        Ok(())
+        hook::detach_tcx(pin)?;
     }
+    if tcx && mode != AttachMode::Tc {
+        tokio::task::block_in_place(|| hook::attach_tcx(program, ifindex, Dir::Ingress, pin))?;
+        hook::detach_tc(ifindex, Dir::Ingress, ours)?;
+        return Ok(());
+    }
+    if hook::tc_info(ifindex, Dir::Ingress)? != Some(program.id) {
+        hook::attach_tc(program, ifindex, Dir::Ingress)?;
+    }
+    Ok(())
 }

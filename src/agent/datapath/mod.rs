@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kernel as a cache of the tables: only what is below here touches it.
 
+pub mod devices;
 pub mod endpoints;
 pub mod gc;
 pub mod host;
@@ -8,6 +9,7 @@ pub mod ipcache;
 pub mod policies;
 pub mod programs;
 pub mod rows;
+pub mod sysctl;
 
 use pilus_loader::{Error, bpffs::BpfFs, maps, maps::PercpuMap, maps::PinnedMap, maps::ProgArray};
 use pilus_model::abi::{self, map};
@@ -22,6 +24,7 @@ pub struct Tables {
     pub rule_count: PercpuMap<abi::Counter>,
     pub ipcache: PinnedMap<abi::IpcacheKey, abi::IpcacheEntry>,
     pub ipcache_lpm: PinnedMap<abi::IpcacheLpmKey, abi::IpcacheEntry>,
+    pub device: PinnedMap<abi::DeviceKey, abi::DeviceEntry>,
     pub metrics: PercpuMap<abi::Counter>,
     pub timeouts: PinnedMap<u32, abi::FlowTimeouts>,
     pub receive: ProgArray,
@@ -40,6 +43,7 @@ impl Tables {
             rule_count: PercpuMap::open(fs, map::RULE_COUNT)?,
             ipcache: PinnedMap::open(fs, map::IPCACHE)?,
             ipcache_lpm: PinnedMap::open(fs, map::IPCACHE_LPM)?,
+            device: PinnedMap::open(fs, map::DEVICE)?,
             metrics: PercpuMap::open(fs, map::METRICS)?,
             timeouts: PinnedMap::open(fs, map::TIMEOUTS)?,
             receive: ProgArray::open(fs, map::RECEIVE)?,

@@ -97,6 +97,15 @@ impl RowWriter {
         Ok(true)
     }
 
+    /// Has every flow of the slot judged, and routed, anew.
+    pub fn renew(&self, table: &PinnedMap<u32, Endpoint>, slot: u32) -> Result<(), Error> {
+        let _one = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match table.get(&slot)?.filter(|old| old.flags & EP_VALID != 0) {
+            Some(old) => table.put(&slot, &Endpoint { epoch: old.epoch.wrapping_add(1), ..old }),
+            None => Ok(()),
+        }
+    }
+
     /// Every packet from and to the slot is dropped from now on. The epoch stays, and grows. `false`: it was clear.
     pub fn clear(&self, table: &PinnedMap<u32, Endpoint>, slot: u32) -> Result<bool, Error> {
         let _one = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

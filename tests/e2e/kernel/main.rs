@@ -4,6 +4,7 @@ mod badinput;
 mod basic;
 mod faults;
 mod node;
+mod outside;
 mod restart;
 mod revoke;
 mod sizes;

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod container;
 pub mod icmp;
 pub mod node;
+pub mod outside;
 pub mod traffic;
 
 pub use container::Container;

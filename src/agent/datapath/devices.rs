@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node's own devices: what leads out of the node, and past the host's stack where that is wanted.
+
+use super::host::attach;
+use super::rows::RowWriter;
+use super::sysctl::{SysctlError, Sysctls};
+use super::{Tables, host};
+use crate::options::{AttachMode, HostRouting};
+use pilus_loader::bpffs::BpfFs;
+use pilus_loader::collection::Program;
+use pilus_loader::hook::{self, Dir};
+use pilus_loader::netlink::{LinkInfo, Netlink};
+use pilus_model::abi::*;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(transparent)]
+    Kernel(#[from] pilus_loader::Error),
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    #[error("option `device`: there is no device {0} in this network namespace")]
+    Unknown(String),
+    #[error("more than {} devices", SLOT_FIRST - SLOT_DEVICES)]
+    TooMany,
+}
+
+/// How the node reaches the rest of the world.
+pub struct Devices {
+    /// Empty: the default route's.
+    pub names: Vec<String>,
+    pub routing: HostRouting,
+    pub ipv4: bool,
+    pub attach_mode: AttachMode,
+    pub tcx: bool,
+    pub sysctls: Sysctls,
+}
+
+fn pin_name(ifindex: u32) -> String {
+    format!("device{ifindex}")
+}
+
+impl Devices {
+    /// Whether every configured device is there.
+    pub async fn check(&self, netlink: &Netlink) -> Result<(), DeviceError> {
+        for name in &self.names {
+            netlink.link_by_name(name).await?.ok_or_else(|| DeviceError::Unknown(name.clone()))?;
+        }
+        Ok(())
+    }
+
+    async fn wanted(&self, netlink: &Netlink) -> Result<Vec<LinkInfo>, DeviceError> {
+        let mut links = Vec::new();
+        for name in &self.names {
+            links.extend(netlink.link_by_name(name).await?);
+        }
+        if self.names.is_empty()
+            && let Some(index) = netlink.default_route_device().await?
+        {
+            links.extend(netlink.link_by_index(index).await?);
+        }
+        Ok(links)
+    }
+
+    /// Makes rows, hooks and settings what the devices are now. Idempotent. Names of the devices.
+    pub async fn set_up(
+        &self,
+        fs: &BpfFs,
+        tables: &Tables,
+        rows: &RowWriter,
+        netlink: &Netlink,
+        from_netdev: &Program,
+    ) -> Result<Vec<String>, DeviceError> {
+        let links = self.wanted(netlink).await?;
+        let names: Vec<String> = links.iter().map(|l| l.name.clone()).collect();
+        if !names.is_empty() {
+            let forwarding: Vec<String> = names.iter().cloned().chain([host::HOST_DEVICE.to_owned()]).collect();
+            self.sysctls.forward(&forwarding, self.ipv4)?;
+        }
+        let bpf = self.routing == HostRouting::Bpf;
+        let mut slots: BTreeMap<u32, u32> = tables.device.entries()?.into_iter().map(|(k, v)| (k.ifindex, v.slot)).collect();
+        let gone: Vec<u32> = slots.keys().copied().filter(|i| !bpf || !links.iter().any(|l| l.index == *i)).collect();
+        for index in gone {
+            // No new flow takes it; then the old ones are routed anew.
+            tables.device.delete(&DeviceKey { ifindex: index })?;
+            if let Some(slot) = slots.remove(&index) {
+                rows.clear(&tables.endpoint, slot)?;
+            }
+            self.detach(fs, index)?;
+        }
+        let addresses = netlink.addresses().await?;
+        for link in links.iter().filter(|_| bpf) {
+            let slot = match slots.get(&link.index) {
+                Some(slot) => *slot,
+                None => (SLOT_DEVICES..SLOT_FIRST).find(|s| !slots.values().any(|used| used == s)).ok_or(DeviceError::TooMany)?,
+            };
+            slots.insert(link.index, slot);
+            let of_link = || addresses.iter().filter(|(index, ..)| *index == link.index).map(|(_, ip, _)| *ip);
+            let ip4 = of_link().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip.octets()) } else { None }).unwrap_or_default();
+            let global = |ip: &std::net::Ipv6Addr| !ip.is_unicast_link_local();
+            let ip6 = of_link().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip).filter(global) } else { None });
+            let ip6 = ip6.map(|ip| ip.octets()).unwrap_or_default();
+            let row = Endpoint {
+                ifindex: link.index,
+                mac: link.mac.unwrap_or_default(),
+                host_mac: link.mac.unwrap_or_default(),
+                identity: Reserved::World.raw(),
+                policy_in: POLICY_OPEN,
+                policy_out: POLICY_OPEN,
+                flags: EP_VALID | EP_ROUTE | EP_DROPS,
+                ip4: Be32::from_wire(ip4),
+                ip6: std::array::from_fn(|i| Be32::from_wire([ip6[4 * i], ip6[4 * i + 1], ip6[4 * i + 2], ip6[4 * i + 3]])),
+                mtu: link.mtu.min(u32::from(u16::MAX)) as u16,
+                ..Endpoint::default()
+            };
+            rows.write(&tables.endpoint, slot, row)?;
+            attach(&fs.links().join(pin_name(link.index)), link.index, from_netdev, self.attach_mode, self.tcx, false)?;
+            tables.device.put(&DeviceKey { ifindex: link.index }, &DeviceEntry { slot })?;
+        }
+        let routed = if slots.is_empty() { 0 } else { EP_ROUTE };
+        if let Some(world) = tables.endpoint.get(&SLOT_WORLD)? {
+            rows.write(&tables.endpoint, SLOT_WORLD, Endpoint { flags: world.flags & !EP_ROUTE | routed, ..world })?;
+        }
+        Ok(names)
+    }
+
+    fn detach(&self, fs: &BpfFs, ifindex: u32) -> Result<(), DeviceError> {
+        hook::detach_tcx(&fs.links().join(pin_name(ifindex)))?;
+        // The qdisc may have others' filters.
+        hook::detach_tc(ifindex, Dir::Ingress, false)?;
+        Ok(())
+    }
+
+    /// Has every flow with the world routed anew.
+    pub fn renew(&self, tables: &Tables, rows: &RowWriter) -> Result<(), DeviceError> {
+        rows.renew(&tables.endpoint, SLOT_WORLD)?;
+        for (_, entry) in tables.device.entries()? {
+            rows.renew(&tables.endpoint, entry.slot)?;
+        }
+        Ok(())
+    }
+}
