@@ -7,6 +7,7 @@ use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{Programs, Shape, embedded};
+use crate::datapath::rows::RowWriter;
 use crate::datapath::{Tables, gc};
 use crate::ipam::Ipam;
 use crate::kvstore::{Embedded, Store, StoreError};
@@ -214,7 +215,8 @@ impl Agent {
             mtu,
             ranges: prefixes,
         });
-        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables)));
+        let rows = Arc::new(RowWriter::new(&tables.endpoint)?);
+        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables), Arc::clone(&rows)));
         let (policy_tx, policy_status) = watch::channel(Arc::default());
         // An endpoint of an earlier agent exists, although this one has not looked yet.
         let restored = readers.endpoints.snapshot().rows.keys().map(|id| (*id, Status::Begun)).collect();
@@ -234,6 +236,7 @@ impl Agent {
             policy_status,
             policies: Arc::clone(&policies),
             wanted_policies: readers.policies.clone(),
+            rows,
         });
         let monitor = Monitor::start(&fs, Arc::clone(&tables), readers.clone(), Arc::clone(&policies))?;
         let (events, queue) = mpsc::channel(1024);
@@ -265,7 +268,8 @@ impl Agent {
         let shape = agent.host_shape(&agent.templates.current()).await.map_err(StartError::Program)?;
         agent.set_up_host(&fs, &shape).await?;
         tokio::spawn(persist::follow(store, readers.endpoints.clone(), readers.rules.clone(), persisted_tx));
-        tokio::spawn(drive(policies, readers.policies.clone(), 1, policy_tx));
+        // Removals wait for rows, and must not keep writes from being made.
+        tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
         let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));
         tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
         agent.remove_leftovers().await;

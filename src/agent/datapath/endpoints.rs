@@ -76,7 +76,7 @@ pub struct EndpointReconciler {
     pub policy_status: Statuses<u32>,
     pub policies: Arc<PolicyReconciler>,
     pub wanted_policies: Reader<u32, PolicySpec>,
-    pub rows: RowWriter,
+    pub rows: Arc<RowWriter>,
     facts: Mutex<Writer<EndpointId, Facts>>,
     graveyard: tokio::sync::mpsc::UnboundedSender<u32>,
 }
@@ -95,6 +95,7 @@ pub struct Parts {
     pub policy_status: Statuses<u32>,
     pub policies: Arc<PolicyReconciler>,
     pub wanted_policies: Reader<u32, PolicySpec>,
+    pub rows: Arc<RowWriter>,
 }
 
 impl EndpointReconciler {
@@ -115,6 +116,7 @@ impl EndpointReconciler {
             policy_status,
             policies,
             wanted_policies,
+            rows,
         } = parts;
         let this = Self {
             fs,
@@ -129,7 +131,7 @@ impl EndpointReconciler {
             policy_status,
             policies,
             wanted_policies,
-            rows: RowWriter::default(),
+            rows,
             facts: Mutex::new(facts),
             graveyard,
         };
