@@ -267,7 +267,7 @@ impl Agent {
         });
         let shape = agent.host_shape(&agent.templates.current()).await.map_err(StartError::Program)?;
         agent.set_up_host(&fs, &shape).await?;
-        tokio::spawn(persist::follow(store, readers.endpoints.clone(), readers.rules.clone(), persisted_tx));
+        tokio::spawn(persist::follow(store, readers.clone(), persisted_tx));
         // Removals wait for rows, and must not keep writes from being made.
         tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
         let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));

@@ -23,11 +23,13 @@ pub struct NodeOptions {
     pub attach: &'static str,
     pub build: &'static str,
     pub args: Vec<String>,
+    /// What the agent logs goes into a file, for [`Node::complaints`].
+    pub keep_log: bool,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { attach: "auto", build: "shared", args: Vec::new() }
+        Self { attach: "auto", build: "shared", args: Vec::new(), keep_log: false }
     }
 }
 
@@ -165,6 +167,9 @@ impl Node {
         if let Ok(level) = std::env::var("PILUS_TEST_LOG") {
             eprintln!("agent with log level {level} in {}", self.dir.path().display());
         }
+        if self.options.keep_log {
+            command.stderr(File::options().create(true).append(true).open(self.path("agent.log"))?);
+        }
         let child = self.run_inside(move || command.spawn())??;
         self.agent = Some(child);
         self.wait_ready()
@@ -193,6 +198,12 @@ impl Node {
         let output = self.run_inside(move || command.output())??;
         let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
         Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
+    }
+
+    /// Warnings and errors in the log that is kept.
+    pub fn complaints(&self) -> Result<Vec<String>> {
+        let log = std::fs::read_to_string(self.path("agent.log"))?;
+        Ok(log.lines().filter(|l| l.contains(" WARN ") || l.contains(" ERROR ")).map(str::to_owned).collect())
     }
 
     /// Runs the client program: exit code, output, errors.
