@@ -236,12 +236,25 @@ fn check_netns(path: &std::path::Path) -> Result<(), Failure> {
     if kind != nix::sys::statfs::NSFS_MAGIC {
         return Err(bad(none));
     }
-    // A namespace of another kind says so, unless it is mounted somewhere; then the kernel refuses it later.
-    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-    match name.to_str().and_then(|n| n.split_once(":[")) {
-        Some((kind, _)) if kind != "net" && !kind.starts_with('/') => Err(bad(none)),
+    let fd = file.as_raw_fd();
+    let name = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+    // A namespace says what it is, unless it is mounted somewhere; then its mount does.
+    let kind = if name.is_absolute() { mounted_namespace(fd) } else { name.to_str().map(str::to_owned) };
+    match kind {
+        Some(kind) if !kind.starts_with("net:[") => Err(bad(none)),
         _ => Ok(()),
     }
+}
+
+/// What the mount of an open file shows of its file system: `KIND:[NUMBER]` for a namespace. None for a mount that only others
+/// see.
+fn mounted_namespace(fd: i32) -> Option<String> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let mount = info.lines().find_map(|l| l.strip_prefix("mnt_id:"))?.trim();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // Number, parent, device, root.
+    let columns = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|c| c.first() == Some(&mount))?;
+    columns.get(3).map(|root| (*root).to_owned())
 }
 
 /// Waits until the kernel has what was accepted. An error says why it has not.

@@ -38,13 +38,28 @@ fn a_namespace_that_is_none_leaves_nothing() {
     let file = node.path("file");
     std::fs::write(&file, "no namespace").expect("file");
     let mount = format!("/proc/{}/ns/mnt", std::process::id());
-    for path in [file.to_str().expect("path"), "/no/such/namespace", "relative", &mount, "/tmp"] {
+    // Mounted as `ip netns` does it: one that is of another kind, and one that is what it should be.
+    let bind = |from: &str, name: &str| {
+        let (from, to) = (from.to_owned(), node.path(name));
+        std::fs::write(&to, "").expect("mount point");
+        let path = to.display().to_string();
+        let mounted =
+            node.run_inside(move || nix::mount::mount(Some(&*from), &to, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>));
+        mounted.expect("node").expect("mount");
+        path
+    };
+    let uts = bind("/proc/self/ns/uts", "uts");
+    let good = Container::new("mounted").expect("container");
+    let good = EndpointRequest { name: "mounted".into(), netns: bind(&good.path(), "net"), ..EndpointRequest::default() };
+    for path in [file.to_str().expect("path"), "/no/such/namespace", "relative", &mount, &uts, "/tmp"] {
         let request = EndpointRequest { name: "web".into(), netns: path.into(), ..EndpointRequest::default() };
         let (status, code, field, message) = refused(&node, &request);
         assert_eq!((status, code.as_str(), field.as_str()), (400, "invalid", "netns"), "{path}: {message}");
         assert!(message.contains(path), "{path}: {message}");
         assert!(settled(&node).is_empty(), "{path}");
     }
+    assert!(put(&node, &good).expect("a mounted namespace").1);
+    assert!(node.delete("mounted").expect("delete"));
     // A namespace that is gone before the request: the number of the file is free again.
     let gone = Container::new("gone").expect("container").path();
     let request = EndpointRequest { name: "gone".into(), netns: gone, ..EndpointRequest::default() };
