@@ -2,7 +2,7 @@
 //! Puts the parts together and runs them.
 
 use crate::control::{Event, Initial, Readers, World};
-use crate::datapath::endpoints::{EndpointReconciler, Parts};
+use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
@@ -25,7 +25,7 @@ use pilus_loader::bpffs::{self, BpfFs};
 use pilus_loader::netlink::{Change, Netlink};
 use pilus_loader::probe;
 use pilus_model::abi::{SLOT_FIRST, SLOT_NODES};
-use pilus_model::endpoint::EndpointId;
+use pilus_model::endpoint::{EndpointId, EndpointRef};
 use pilus_model::policy::EnforcementMode;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -275,7 +275,7 @@ impl Agent {
         agent.remove_leftovers().await;
         tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));
         agent.send_host_addresses().await;
-        tokio::spawn(Arc::clone(&agent).follow_addresses());
+        tokio::spawn(Arc::clone(&agent).follow_changes());
         tokio::spawn(world.run(queue, endpoint_status));
         tokio::spawn(Arc::clone(&agent).sweep_flows());
         tokio::spawn(Arc::clone(&agent).promote());
@@ -329,16 +329,35 @@ impl Agent {
         let _ = self.events.send(Event::HostAddresses(now)).await;
     }
 
-    async fn follow_addresses(self: Arc<Self>) {
+    /// What others do to the node's addresses and to the host sides of containers.
+    async fn follow_changes(self: Arc<Self>) {
         let mut changes = match self.netlink.watch() {
             Ok(changes) => changes,
-            Err(e) => return tracing::error!(error = %e, "address changes are not followed"),
+            Err(e) => return tracing::error!(error = %e, "changes of addresses and interfaces are not followed"),
         };
         // What changed between the first list and the watch.
         self.send_host_addresses().await;
         while let Some(change) = changes.next().await {
-            if matches!(change, Change::Address { .. } | Change::AddressGone { .. } | Change::Lost) {
-                self.send_host_addresses().await;
+            match change {
+                Change::Address { .. } | Change::AddressGone { .. } => self.send_host_addresses().await,
+                Change::LinkGone { index, .. } => self.look_after(id_of_ifindex(index)).await,
+                Change::Lost => {
+                    self.send_host_addresses().await;
+                    let all: Vec<EndpointId> = self.facts.snapshot().rows.keys().copied().collect();
+                    self.look_after(all).await;
+                }
+                Change::Link(_) => {}
+            }
+        }
+    }
+
+    /// Endpoints whose interface went without being asked to are made whole, or it is found out why they cannot be.
+    async fn look_after(&self, ids: impl IntoIterator<Item = EndpointId>) {
+        for id in ids {
+            let wanted = self.readers.endpoints.snapshot().rows.contains_key(&id);
+            if wanted && matches!(self.netlink.link_by_index(ifindex(id)).await, Ok(None)) {
+                let (reply, _) = tokio::sync::oneshot::channel();
+                let _ = self.events.send(Event::Regenerate(Some(EndpointRef::Id(id)), reply)).await;
             }
         }
     }
