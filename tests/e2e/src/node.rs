@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use pilus_api::client::{Client, PolicyScope};
 use pilus_api::flows::FlowFilter;
 use pilus_api::types::{Build, EndpointRequest, FlowEvent, PolicyDocument, PolicyImport};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -228,6 +229,12 @@ impl Node {
         Ok(child.wait()?.code().unwrap_or(-1))
     }
 
+    /// The exit code of an agent that ends by itself.
+    pub fn wait_agent(&mut self) -> Result<i32> {
+        let mut child = self.agent.take().context("no agent runs")?;
+        Ok(child.wait()?.code().unwrap_or(-1))
+    }
+
     pub fn agent_pid(&self) -> Option<u32> {
         self.agent.as_ref().map(Child::id)
     }
@@ -335,6 +342,25 @@ impl Node {
             format!("{name}={}", value.trim())
         };
         self.run(|| names.iter().map(read).collect())
+    }
+
+    /// Every setting of the network, as it is in the node's namespace.
+    pub fn all_sysctls(&self) -> BTreeMap<PathBuf, String> {
+        fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, String>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(&path, found);
+                } else if let Ok(value) = std::fs::read_to_string(&path) {
+                    found.insert(path, value);
+                }
+            }
+        }
+        self.run(|| {
+            let mut found = BTreeMap::new();
+            walk(Path::new("/proc/sys/net"), &mut found);
+            found
+        })
     }
 
     /// Routes of the node that are ours.
