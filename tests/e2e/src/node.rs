@@ -192,11 +192,20 @@ impl Node {
         }
     }
 
-    /// Runs the agent to its end with other arguments: exit code, output, errors.
+    /// Runs the agent to its end with other arguments: exit code, output, errors. One that does not end is killed.
     pub fn agent_once(&self, args: &[&str]) -> Result<(i32, String, String)> {
         let mut command = self.agent_command();
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = self.run_inside(move || command.output())??;
+        let mut child = self.run_inside(move || command.spawn())??;
+        let since = Instant::now();
+        while child.try_wait()?.is_none() {
+            if since.elapsed() > PATIENCE {
+                child.kill()?;
+                bail!("the agent does not end: {args:?}");
+            }
+            std::thread::yield_now();
+        }
+        let output = child.wait_with_output()?;
         let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
         Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
     }
