@@ -3,11 +3,12 @@
 
 use crate::control::{Event, Initial, Readers, World};
 use crate::datapath::devices::{DeviceError, Devices};
-use crate::datapath::endpoints::{EndpointReconciler, Parts};
+use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{ProgramError, Programs, Shape, embedded};
+use crate::datapath::rows::RowWriter;
 use crate::datapath::sysctl::Sysctls;
 use crate::datapath::{Tables, gc};
 use crate::ipam::Ipam;
@@ -26,7 +27,7 @@ use pilus_loader::bpffs::{self, BpfFs};
 use pilus_loader::netlink::{Change, LinkInfo, Netlink};
 use pilus_loader::probe;
 use pilus_model::abi::{IFINDEX_BASE, SLOT_FIRST, SLOT_NODES};
-use pilus_model::endpoint::EndpointId;
+use pilus_model::endpoint::{EndpointId, EndpointRef};
 use pilus_model::policy::EnforcementMode;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -229,7 +230,8 @@ impl Agent {
             sysctls: Sysctls::new(&options.state_dir),
         };
         devices.check(&netlink).await?;
-        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables)));
+        let rows = Arc::new(RowWriter::new(&tables.endpoint)?);
+        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables), Arc::clone(&rows)));
         let (policy_tx, policy_status) = watch::channel(Arc::default());
         // An endpoint of an earlier agent exists, although this one has not looked yet.
         let restored = readers.endpoints.snapshot().rows.keys().map(|id| (*id, Status::Begun)).collect();
@@ -249,6 +251,7 @@ impl Agent {
             policy_status,
             policies: Arc::clone(&policies),
             wanted_policies: readers.policies.clone(),
+            rows,
         });
         let monitor = Monitor::start(&fs, Arc::clone(&tables), readers.clone(), Arc::clone(&policies))?;
         let (events, queue) = mpsc::channel(1024);
@@ -283,14 +286,15 @@ impl Agent {
         let (shape, _) = tokio::join!(agent.host_shape(&templates), agent.next_shape(&templates));
         let shape = shape.map_err(StartError::Program)?;
         agent.set_up_host(&fs, &shape).await?;
-        tokio::spawn(persist::follow(store, readers.endpoints.clone(), readers.rules.clone(), persisted_tx));
-        tokio::spawn(drive(policies, readers.policies.clone(), 1, policy_tx));
+        tokio::spawn(persist::follow(store, readers.clone(), persisted_tx));
+        // Removals wait for rows, and must not keep writes from being made.
+        tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
         let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));
         tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
         agent.remove_leftovers().await;
         tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));
         agent.send_host_addresses().await;
-        tokio::spawn(Arc::clone(&agent).follow_addresses());
+        tokio::spawn(Arc::clone(&agent).follow_changes());
         tokio::spawn(world.run(queue, endpoint_status));
         tokio::spawn(Arc::clone(&agent).sweep_flows());
         tokio::spawn(Arc::clone(&agent).promote());
@@ -382,18 +386,25 @@ impl Agent {
         let _ = self.events.send(Event::HostAddresses(now)).await;
     }
 
-    async fn follow_addresses(self: Arc<Self>) {
+    /// What others do to the node's devices, addresses and routes, and to the host sides of containers.
+    async fn follow_changes(self: Arc<Self>) {
         let changes = match self.netlink.watch() {
             Ok(changes) => changes,
-            Err(e) => return tracing::error!(error = %e, "address changes are not followed"),
+            Err(e) => return tracing::error!(error = %e, "changes of addresses and interfaces are not followed"),
         };
         // What changed between the first list and the watch.
         self.send_host_addresses().await;
         // What comes together is answered together.
         let mut changes = changes.ready_chunks(64);
         while let Some(changes) = changes.next().await {
-            if changes.iter().any(|c| matches!(c, Change::Address { .. } | Change::AddressGone { .. } | Change::Lost)) {
+            let lost = changes.contains(&Change::Lost);
+            if lost || changes.iter().any(|c| matches!(c, Change::Address { .. } | Change::AddressGone { .. })) {
                 self.send_host_addresses().await;
+            }
+            let gone = changes.iter().filter_map(|c| if let Change::LinkGone { index, .. } = c { id_of_ifindex(*index) } else { None });
+            self.look_after(gone.collect()).await;
+            if lost {
+                self.look_after(self.facts.snapshot().rows.keys().copied().collect()).await;
             }
             let concerns_devices = |c: &Change| match c {
                 Change::Link(LinkInfo { index, .. }) | Change::LinkGone { index, .. } | Change::Route { oif: index } => {
@@ -406,6 +417,17 @@ impl Agent {
                 && let Err(e) = self.devices_changed().await
             {
                 tracing::warn!(error = %e, "the node's devices");
+            }
+        }
+    }
+
+    /// Endpoints whose interface went without being asked to are made whole, or it is found out why they cannot be.
+    async fn look_after(&self, ids: Vec<EndpointId>) {
+        for id in ids {
+            let wanted = self.readers.endpoints.snapshot().rows.contains_key(&id);
+            if wanted && matches!(self.netlink.link_by_index(ifindex(id)).await, Ok(None)) {
+                let (reply, _) = tokio::sync::oneshot::channel();
+                let _ = self.events.send(Event::Regenerate(Some(EndpointRef::Id(id)), reply)).await;
             }
         }
     }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The control loop: the one task that writes desired state.
 
+mod change;
+
+pub use change::{Change, Planned};
+
 use crate::ipam::{Ipam, IpamError, Wish};
 use crate::reconcile::{Status, Statuses};
 use crate::state::*;
@@ -9,7 +13,7 @@ use pilus_api::types::LogEntry;
 use pilus_model::abi::{POLICY_FIRST, POLICY_OPEN, Reserved, SLOT_HOST};
 use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
 use pilus_model::identity::{IdentityAllocator, NumericIdentity, reserved_identities};
-use pilus_model::label::{Label, Labels, Source};
+use pilus_model::label::{Labels, Source};
 use pilus_model::policy::{Direction, DirectionPolicy, EnforcementMode, Repository, Rule, SelectorCache, blocks, resolve};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -56,6 +60,8 @@ pub struct AddEndpoint {
 pub struct Accepted {
     pub record: Arc<EndpointRecord>,
     pub revision: Revision,
+    /// The same for the table of addresses.
+    pub ipcache: Revision,
     /// The endpoint was there before, as asked.
     pub existed: bool,
 }
@@ -65,18 +71,16 @@ pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 /// Everything that changes desired state.
 pub enum Event {
     Add(AddEndpoint, Reply<Accepted>),
+    /// At once, whether or not the disk follows.
     Delete(EndpointRef, Reply<Option<EndpointId>>),
-    Labels {
+    /// Every plan is ended by `Close`, made or not.
+    Plan {
         endpoint: EndpointRef,
-        add: Labels,
-        delete: Vec<String>,
-        reply: Reply<Accepted>,
+        change: Change,
+        reply: Reply<Planned>,
     },
-    Options {
-        endpoint: EndpointRef,
-        options: Box<dyn FnOnce(&mut EndpointRecord) + Send>,
-        reply: Reply<Accepted>,
-    },
+    Make(EndpointId, Reply<Accepted>),
+    Close(EndpointId, Reply<()>),
     Regenerate(Option<EndpointRef>, Reply<Revision>),
     Import(Vec<Rule>, Reply<RuleSet>),
     /// Back to rules that are on disk: a change of them could not be kept.
@@ -112,6 +116,8 @@ pub struct Initial {
 #[derive(Clone)]
 pub struct Readers {
     pub endpoints: Reader<EndpointId, EndpointSpec>,
+    /// Endpoints as they are about to be; `None`: removed.
+    pub planned: Reader<EndpointId, Option<Arc<EndpointRecord>>>,
     pub policies: Reader<u32, PolicySpec>,
     pub ipcache: Reader<IpcachePrefix, IpcacheSpec>,
     pub identities: Reader<NumericIdentity, Arc<Labels>>,
@@ -139,9 +145,11 @@ pub struct World {
     reserved: BTreeSet<IpAddr>,
     host: BTreeSet<IpAddr>,
     wanted: BTreeMap<EndpointId, Revision>,
+    pending: BTreeMap<EndpointId, change::Pending>,
     /// Rules, identities or endpoints changed since the last `settle`.
     dirty: bool,
     endpoints: Writer<EndpointId, EndpointSpec>,
+    planned: Writer<EndpointId, Option<Arc<EndpointRecord>>>,
     policies: Writer<u32, PolicySpec>,
     ipcache: Writer<IpcachePrefix, IpcacheSpec>,
     identity_table: Writer<NumericIdentity, Arc<Labels>>,
@@ -153,6 +161,7 @@ impl World {
     /// Restores what was: after this the tables are complete, so reconcilers may prune.
     pub fn new(initial: Initial) -> (Self, Readers) {
         let (endpoints, r_endpoints) = table();
+        let (planned, r_planned) = table();
         let (policies, r_policies) = table();
         let (ipcache, r_ipcache) = table();
         let (identity_table, r_identities) = table();
@@ -160,6 +169,7 @@ impl World {
         let (status, r_status) = table();
         let readers = Readers {
             endpoints: r_endpoints,
+            planned: r_planned,
             policies: r_policies,
             ipcache: r_ipcache,
             identities: r_identities,
@@ -182,8 +192,10 @@ impl World {
             reserved: BTreeSet::new(),
             host: BTreeSet::new(),
             wanted: BTreeMap::new(),
+            pending: BTreeMap::new(),
             dirty: true,
             endpoints,
+            planned,
             policies,
             ipcache,
             identity_table,
@@ -274,21 +286,12 @@ impl World {
                 }
                 after.push(Box::new(move |_| drop(reply.send(Ok(id)))));
             }
-            Event::Labels { endpoint, add, delete, reply } => match self.relabel(&endpoint, &add, &delete) {
-                Ok(id) => after.push(Box::new(move |w| w.accept(id, true, reply))),
-                Err(e) => drop(reply.send(Err(e))),
-            },
-            Event::Options { endpoint, options, reply } => match self.find(&endpoint) {
-                Some(record) => {
-                    let mut new = (*record).clone();
-                    options(&mut new);
-                    let id = new.id;
-                    self.put(Arc::new(new), 0);
-                    self.dirty = true;
-                    after.push(Box::new(move |w| w.accept(id, true, reply)));
-                }
-                None => drop(reply.send(Err(ControlError::NotFound(endpoint)))),
-            },
+            Event::Plan { endpoint, change, reply } => after.extend(self.plan(endpoint, change, reply)),
+            Event::Make(id, reply) => after.extend(self.make(id, reply)),
+            Event::Close(id, reply) => {
+                after.extend(self.close(id));
+                after.push(Box::new(move |_| drop(reply.send(Ok(())))));
+            }
             Event::Regenerate(endpoint, reply) => {
                 let all = self.endpoints.rows();
                 let ids: Vec<EndpointId> = match &endpoint {
@@ -371,12 +374,14 @@ impl World {
 
     fn accept(&self, id: EndpointId, existed: bool, reply: Reply<Accepted>) {
         let rows = self.endpoints.rows();
-        let answer = match rows.get(&id) {
-            // The whole table's revision: it includes what the change did to the others' policies.
-            Some(spec) => Ok(Accepted { record: Arc::clone(&spec.record), revision: self.endpoints.reader().snapshot().revision, existed }),
-            None => Err(ControlError::NotFound(EndpointRef::Id(id))),
-        };
-        drop(reply.send(answer));
+        let record = rows.get(&id).map(|spec| Arc::clone(&spec.record)).ok_or(ControlError::NotFound(EndpointRef::Id(id)));
+        drop(reply.send(record.map(|record| self.accepted(record, existed))));
+    }
+
+    fn accepted(&self, record: Arc<EndpointRecord>, existed: bool) -> Accepted {
+        // The whole table's revision: it includes what the change did to the others' policies.
+        let revision = self.endpoints.reader().snapshot().revision;
+        Accepted { record, revision, ipcache: self.ipcache.reader().snapshot().revision, existed }
     }
 
     pub fn find(&self, endpoint: &EndpointRef) -> Option<Arc<EndpointRecord>> {
@@ -477,31 +482,10 @@ impl World {
         self.endpoints.remove(&id);
         self.status.remove(&id);
         self.wanted.remove(&id);
+        self.planned.remove(&id);
         self.forget_identity(r.identity);
         self.ipam.release(Some(id.0), Some(r.ipv6), r.ipv4);
         self.dirty = true;
-    }
-
-    fn relabel(&mut self, endpoint: &EndpointRef, add: &Labels, delete: &[String]) -> Result<EndpointId, ControlError> {
-        let record = self.find(endpoint).ok_or_else(|| ControlError::NotFound(endpoint.clone()))?;
-        let unwanted = |l: &&Label| delete.iter().any(|d| *d == l.key() || *d == format!("{}:{}", l.source(), l.key()));
-        for d in delete {
-            if !record.labels.iter().any(|l| *d == l.key() || *d == format!("{}:{}", l.source(), l.key())) {
-                return Err(ControlError::Labels(format!("endpoint {} has no label {d}", record.id)));
-            }
-        }
-        let mut labels: Labels = record.labels.iter().filter(|l| !unwanted(l)).cloned().collect();
-        add.iter().for_each(|l| labels.insert(l.clone()));
-        if labels == record.labels {
-            return Ok(record.id);
-        }
-        let (identity, _) = self.identities.allocate(&labels).map_err(|e| ControlError::Identity(e.to_string()))?;
-        self.learn_identity(identity, &labels);
-        self.forget_identity(record.identity);
-        let id = record.id;
-        self.put(Arc::new(EndpointRecord { labels, identity, ..(*record).clone() }), 0);
-        self.dirty = true;
-        Ok(id)
     }
 
     fn learn_identity(&mut self, id: NumericIdentity, labels: &Labels) {

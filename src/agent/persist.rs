@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Desired state on disk: every change of a table, in batches, before it is acknowledged.
 
+use crate::control::Readers;
 use crate::kvstore::{Batch, Store, StoreError};
 use crate::state::{EndpointRecord, EndpointSpec, RuleSet};
-use crate::table::{Reader, Revision};
+use crate::table::Revision;
 use pilus_model::endpoint::EndpointId;
 use pilus_model::policy::Rule;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ const RULES: &str = "policy";
 #[derive(Clone, Debug, Default)]
 pub struct Persisted {
     pub endpoints: Revision,
+    /// Changes that are planned.
+    pub planned: Revision,
     pub rules: u64,
     /// The rules of that revision.
     pub rule_set: RuleSet,
@@ -55,37 +58,41 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-fn endpoint_changes(
-    old: &BTreeMap<EndpointId, Arc<EndpointRecord>>,
-    new: &BTreeMap<EndpointId, EndpointSpec>,
-    batch: &mut Batch,
-) -> BTreeMap<EndpointId, Arc<EndpointRecord>> {
-    for (id, spec) in new {
-        if old.get(id).is_none_or(|r| **r != *spec.record) {
-            batch.put.push((format!("{ENDPOINTS}{id}"), encode(&*spec.record)));
+type Records = BTreeMap<EndpointId, Arc<EndpointRecord>>;
+
+fn endpoint_changes(old: &Records, new: &Records, batch: &mut Batch) {
+    for (id, record) in new {
+        if old.get(id).is_none_or(|r| r != record) {
+            batch.put.push((format!("{ENDPOINTS}{id}"), encode(&**record)));
         }
     }
     batch.delete.extend(old.keys().filter(|id| !new.contains_key(id)).map(|id| format!("{ENDPOINTS}{id}")));
-    new.iter().map(|(id, spec)| (*id, Arc::clone(&spec.record))).collect()
 }
 
-/// Follows both tables until their writer is gone.
-pub async fn follow(
-    store: Arc<dyn Store>,
-    mut endpoints: Reader<EndpointId, EndpointSpec>,
-    mut rules: Reader<(), RuleSet>,
-    done: watch::Sender<Persisted>,
-) {
-    let first = endpoints.take();
-    let mut stored: BTreeMap<_, _> = BTreeMap::new();
+/// What the disk should have: endpoints as they are about to be.
+fn records(endpoints: &BTreeMap<EndpointId, EndpointSpec>, planned: &BTreeMap<EndpointId, Option<Arc<EndpointRecord>>>) -> Records {
+    let next = |(id, spec): (&EndpointId, &EndpointSpec)| match planned.get(id) {
+        Some(next) => Some((*id, Arc::clone(next.as_ref()?))),
+        None => Some((*id, Arc::clone(&spec.record))),
+    };
+    endpoints.iter().filter_map(next).collect()
+}
+
+/// Follows the tables until their writer is gone.
+pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender<Persisted>) {
+    let Readers { mut endpoints, mut planned, mut rules, .. } = readers;
+    let mut stored = Records::new();
     let loaded = rules.snapshot().rows.get(&()).cloned().unwrap_or_default();
     let mut stored_rules = Some(loaded.revision);
     done.send_modify(|p| p.rule_set = loaded);
-    let mut endpoint_snapshot = first;
     loop {
+        // In this order: what is no longer planned is in the endpoints.
+        let plan = planned.take();
+        let snapshot = endpoints.take();
         let rule_set = rules.take().rows.get(&()).cloned().unwrap_or_default();
         let mut batch = Batch::default();
-        let next = endpoint_changes(&stored, &endpoint_snapshot.rows, &mut batch);
+        let next = records(&snapshot.rows, &plan.rows);
+        endpoint_changes(&stored, &next, &mut batch);
         if stored_rules != Some(rule_set.revision) {
             let rules = rule_set.rules.iter().map(|r| (**r).clone()).collect();
             batch.put.push((RULES.into(), encode(&StoredRules { revision: rule_set.revision, rules })));
@@ -100,20 +107,20 @@ pub async fn follow(
             Ok(()) => {
                 stored = next;
                 stored_rules = Some(rule_set.revision);
-                done.send_replace(Persisted { endpoints: endpoint_snapshot.revision, rules: rule_set.revision, rule_set, failing: false });
+                let (endpoints, planned) = (snapshot.revision, plan.revision);
+                done.send_replace(Persisted { endpoints, planned, rules: rule_set.revision, rule_set, failing: false });
             }
             Err(e) => {
                 tracing::error!(error = %e, "state is not saved");
                 done.send_modify(|p| p.failing = true);
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                endpoint_snapshot = endpoints.take();
                 continue;
             }
         }
         tokio::select! {
             more = endpoints.changed() => if !more { return },
+            more = planned.changed() => if !more { return },
             more = rules.changed() => if !more { return },
         }
-        endpoint_snapshot = endpoints.take();
     }
 }

@@ -19,7 +19,7 @@ use pilus_loader::netlink::{Netlink, VethSpec};
 use pilus_model::abi::{EP_VALID, IFINDEX_BASE, POLICY_FIRST, SLOT_FIRST, SLOT_NODES};
 use pilus_model::endpoint::EndpointId;
 use pilus_plugins::netns::{Configure, LinkRef, Mac, Prefix, Request};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -29,6 +29,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub enum EndpointError {
     #[error("network namespace {}: {source}", path.display())]
     Netns { path: PathBuf, source: std::io::Error },
+    #[error("interface {device} is gone, and network namespace {} with it ({why}); delete the endpoint", netns.display())]
+    Gone { device: String, netns: PathBuf, why: Arc<str> },
     #[error(transparent)]
     Kernel(#[from] pilus_loader::Error),
     #[error(transparent)]
@@ -57,7 +59,8 @@ pub fn ifindex(id: EndpointId) -> u32 {
     IFINDEX_BASE + u32::from(id.0)
 }
 
-fn id_of_ifindex(index: u32) -> Option<EndpointId> {
+/// The endpoint whose host side has this interface index.
+pub fn id_of_ifindex(index: u32) -> Option<EndpointId> {
     let slot = index.checked_sub(IFINDEX_BASE)?;
     (SLOT_FIRST..SLOT_NODES).contains(&slot).then_some(EndpointId(slot as u16))
 }
@@ -76,8 +79,13 @@ pub struct EndpointReconciler {
     pub policy_status: Statuses<u32>,
     pub policies: Arc<PolicyReconciler>,
     pub wanted_policies: Reader<u32, PolicySpec>,
-    pub rows: RowWriter,
+    pub rows: Arc<RowWriter>,
     facts: Mutex<Writer<EndpointId, Facts>>,
+    /// Who has one works on that endpoint: reconciling and promotion change the same hook.
+    turns: Mutex<BTreeMap<EndpointId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Containers that ended without a word, why we think so, and the regeneration that found out. What their path leads to
+    /// later is another container's.
+    ended: Mutex<BTreeMap<EndpointId, (u64, Arc<str>)>>,
     graveyard: tokio::sync::mpsc::UnboundedSender<u32>,
 }
 
@@ -95,6 +103,7 @@ pub struct Parts {
     pub policy_status: Statuses<u32>,
     pub policies: Arc<PolicyReconciler>,
     pub wanted_policies: Reader<u32, PolicySpec>,
+    pub rows: Arc<RowWriter>,
 }
 
 impl EndpointReconciler {
@@ -115,6 +124,7 @@ impl EndpointReconciler {
             policy_status,
             policies,
             wanted_policies,
+            rows,
         } = parts;
         let this = Self {
             fs,
@@ -129,11 +139,17 @@ impl EndpointReconciler {
             policy_status,
             policies,
             wanted_policies,
-            rows: RowWriter::default(),
+            rows,
             facts: Mutex::new(facts),
+            turns: Mutex::default(),
+            ended: Mutex::default(),
             graveyard,
         };
         (Arc::new(this), reader)
+    }
+
+    fn turn(&self, id: EndpointId) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default())
     }
 
     fn pin(&self, id: EndpointId) -> PathBuf {
@@ -193,7 +209,8 @@ impl EndpointReconciler {
     }
 
     /// The device with its peer in the container's namespace. Returns the peer's index there, and whether it is new.
-    async fn device(&self, record: &EndpointRecord) -> Result<(u32, bool), EndpointError> {
+    async fn device(&self, spec: &EndpointSpec) -> Result<(u32, bool), EndpointError> {
+        let record = &spec.record;
         let index = ifindex(record.id);
         let name = record.device();
         let peer_name = format!("plxt{:08x}", record.id.0);
@@ -209,7 +226,7 @@ impl EndpointReconciler {
             // Left by an endpoint that is gone.
             self.netlink.delete_link(index).await?;
         }
-        let netns = std::fs::File::open(&record.netns).map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
+        let netns = self.namespace(spec)?;
         // A row that stands speaks of a device that was: of this endpoint, or of one that is gone and had its slot.
         self.rows.clear(&self.tables.endpoint, u32::from(record.id.0))?;
         let spec = VethSpec {
@@ -226,6 +243,28 @@ impl EndpointReconciler {
         self.netlink.create_veth(spec).await?;
         let link = self.netlink.link_by_index(index).await?;
         Ok((link.and_then(|l| l.peer_index).unwrap_or_default(), true))
+    }
+
+    /// Opens the namespace that the container's end goes into.
+    fn namespace(&self, spec: &EndpointSpec) -> Result<std::fs::File, EndpointError> {
+        let EndpointRecord { id, netns, .. } = &*spec.record;
+        let gone = |why| EndpointError::Gone { device: spec.record.device(), netns: netns.clone(), why };
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, why)) = ended.get(id)
+            && *at == spec.regeneration
+        {
+            return Err(gone(Arc::clone(why)));
+        }
+        std::fs::File::open(netns).map_err(|source| {
+            let row = self.tables.endpoint.get(&u32::from(id.0));
+            if !row.is_ok_and(|row| row.is_some_and(|r| r.flags & EP_VALID != 0)) {
+                return EndpointError::Netns { path: netns.clone(), source };
+            }
+            // It had its interface.
+            let why: Arc<str> = source.to_string().into();
+            ended.insert(*id, (spec.regeneration, Arc::clone(&why)));
+            gone(why)
+        })
     }
 
     /// Hangs the program on the device, or swaps it in place. Returns how it hangs.
@@ -295,6 +334,8 @@ impl EndpointReconciler {
     /// Moves devices that hang on clsact to tcx, one at a time: tcx first, then the filter goes, so there is no gap.
     /// Returns how many moved.
     pub async fn promote(&self, id: EndpointId) -> Result<bool, EndpointError> {
+        let turn = self.turn(id);
+        let _turn = turn.lock().await;
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).rows().get(&id).cloned();
         let Some(mut facts) = facts else { return Ok(false) };
         if !self.tcx || self.attach_mode != AttachMode::Auto || facts.attach != "tc" {
@@ -320,7 +361,9 @@ impl Reconcile for EndpointReconciler {
         let record = &spec.record;
         let (rendered, shape) = self.shape(record).await?;
         let row = endpoint_row(spec, &rendered)?;
-        let (peer, new) = self.device(record).await?;
+        let turn = self.turn(*id);
+        let _turn = turn.lock().await;
+        let (peer, new) = self.device(spec).await?;
         let attach = self.attach(*id, shape.program("from_container")?)?;
         let slot = u32::from(id.0);
         if record.own {
@@ -359,8 +402,11 @@ impl Reconcile for EndpointReconciler {
     }
 
     async fn delete(&self, id: &EndpointId) -> Result<(), EndpointError> {
+        let turn = self.turn(*id);
+        let _turn = turn.lock().await;
         let slot = u32::from(id.0);
         self.rows.clear(&self.tables.endpoint, slot)?;
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.set_facts(*id, None);
         self.tables.receive.clear(slot)?;
         let _ = std::fs::remove_dir_all(self.run_dir.join("endpoint").join(id.to_string()));

@@ -2,6 +2,7 @@
 //! Policies in the kernel: blocks of rules, written beside the old ones and removed when no row refers to them.
 
 use super::Tables;
+use super::rows::RowWriter;
 use crate::reconcile::Reconcile;
 use crate::state::PolicySpec;
 use pilus_loader::Error;
@@ -20,8 +21,6 @@ pub enum PolicyError {
     TooManyRules,
     #[error("policy table is full: {needed} blocks needed, {free} free")]
     Full { needed: usize, free: usize },
-    #[error("policy {0} is still in use")]
-    InUse(u32),
 }
 
 #[derive(Default)]
@@ -61,12 +60,13 @@ impl Rules {
 /// Owns the policy table and the rule records.
 pub struct PolicyReconciler {
     tables: Arc<Tables>,
+    rows: Arc<RowWriter>,
     rules: Mutex<Rules>,
 }
 
 impl PolicyReconciler {
-    pub fn new(tables: Arc<Tables>) -> Self {
-        Self { tables, rules: Mutex::default() }
+    pub fn new(tables: Arc<Tables>, rows: Arc<RowWriter>) -> Self {
+        Self { tables, rows, rules: Mutex::default() }
     }
 
     fn rules(&self) -> MutexGuard<'_, Rules> {
@@ -131,11 +131,12 @@ impl PolicyReconciler {
         ids.iter().all(|id| *id < POLICY_FIRST || rules.blocks.contains_key(id)).then(f)
     }
 
-    fn remove(&self, id: u32) -> Result<(), PolicyError> {
-        // Rows are flipped by another reconciler, under this lock; what they still name stays.
+    /// `false`: a row names it, so it stays.
+    fn remove(&self, id: u32) -> Result<bool, PolicyError> {
+        // Rows are flipped by another reconciler, under this lock.
         let mut rules = self.rules();
-        if self.tables.endpoint.entries()?.iter().any(|(_, r)| r.policy_in == id || r.policy_out == id) {
-            return Err(PolicyError::InUse(id));
+        if self.rows.names(id) {
+            return Ok(false);
         }
         let keys = match rules.blocks.remove(&id) {
             Some(keys) => keys,
@@ -144,7 +145,7 @@ impl PolicyReconciler {
         self.tables.policy.delete_batch(&keys)?;
         rules.used.remove(&id);
         rules.sweep();
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -159,7 +160,11 @@ impl Reconcile for PolicyReconciler {
     }
 
     async fn delete(&self, id: &u32) -> Result<(), PolicyError> {
-        self.remove(*id)
+        // A container that cannot be brought up to date keeps its policy for as long as that takes.
+        while !self.remove(*id)? {
+            self.rows.unnamed(*id).await;
+        }
+        Ok(())
     }
 
     async fn realised(&self) -> Result<Vec<u32>, PolicyError> {

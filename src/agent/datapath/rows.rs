@@ -5,7 +5,8 @@ use crate::state::{EndpointSpec, Trace};
 use pilus_codegen::{Rendered, Value};
 use pilus_loader::{Error, maps::PinnedMap};
 use pilus_model::abi::*;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use tokio::sync::watch;
 
 /// Why a rendered header cannot become a row.
 #[derive(Debug, thiserror::Error)]
@@ -71,49 +72,134 @@ pub fn endpoint_row(spec: &EndpointSpec, rendered: &Rendered) -> Result<Endpoint
 /// Changes that no flow's verdict depends on.
 const REPORTING: u32 = EP_TRACE_FLOW | EP_TRACE_ALL | EP_VERDICT | EP_DROPS;
 
-/// Writes rows. One at a time: a row is read, compared and written.
+/// Policies that rows name.
 #[derive(Debug, Default)]
-pub struct RowWriter(Mutex<()>);
+struct Named {
+    by_slot: BTreeMap<u32, [u32; 2]>,
+    rows: BTreeMap<u32, usize>,
+}
+
+impl Named {
+    /// Keeps what a row names. `true`: that is something else than before.
+    fn set(&mut self, slot: u32, row: &Endpoint) -> bool {
+        let new = [row.policy_in, row.policy_out];
+        let old = self.by_slot.insert(slot, new).unwrap_or_default();
+        // 0 is no policy.
+        for id in new.into_iter().filter(|id| *id != 0) {
+            *self.rows.entry(id).or_default() += 1;
+        }
+        for id in old.into_iter().filter(|id| *id != 0) {
+            if let Some(rows) = self.rows.get_mut(&id) {
+                *rows = rows.saturating_sub(1);
+                if *rows == 0 {
+                    self.rows.remove(&id);
+                }
+            }
+        }
+        new != old
+    }
+
+    fn has(&self, policy: u32) -> bool {
+        self.rows.contains_key(&policy)
+    }
+}
+
+/// Writes rows, all of them and one at a time: a row is read, compared and written.
+#[derive(Debug)]
+pub struct RowWriter(watch::Sender<Named>);
 
 impl RowWriter {
+    /// Nobody else writes rows of this table from now on.
+    pub fn new(table: &PinnedMap<u32, Endpoint>) -> Result<Self, Error> {
+        let mut named = Named::default();
+        table.each(|slot, row| {
+            if row.policy_in != 0 || row.policy_out != 0 {
+                named.set(slot, &row);
+            }
+        })?;
+        Ok(Self(watch::Sender::new(named)))
+    }
+
+    /// Whether a row names this policy.
+    pub fn names(&self, policy: u32) -> bool {
+        self.0.borrow().has(policy)
+    }
+
+    /// Waits until no row names this policy.
+    pub async fn unnamed(&self, policy: u32) {
+        // It cannot fail: the sender is ours.
+        let _ = self.0.subscribe().wait_for(|named| !named.has(policy)).await;
+    }
+
     /// Makes `slot` hold `row`; its `epoch` is ours. Readers see the old verdict's epoch until the new row stands, so that
     /// no flow keeps an old verdict under a new epoch. `true`: something changed.
     pub fn write(&self, table: &PinnedMap<u32, Endpoint>, slot: u32, row: Endpoint) -> Result<bool, Error> {
-        let _one = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let old = table.get(&slot)?.unwrap_or_default();
-        let mut new = Endpoint { epoch: old.epoch, ..row };
-        if new == old {
-            return Ok(false);
-        }
-        let quiet = |r: Endpoint| Endpoint { flags: r.flags & !REPORTING, mtu: 0, ..r };
-        let verdicts_hold = quiet(new) == quiet(old);
-        if old.flags & EP_VALID != 0 {
-            table.put(&slot, &new)?;
-        }
-        if !verdicts_hold {
-            new.epoch = old.epoch.wrapping_add(1);
-            table.put(&slot, &new)?;
-        }
-        Ok(true)
+        self.change(table, slot, |old| {
+            let mut new = Endpoint { epoch: old.epoch, ..row };
+            if new == old {
+                return Ok(None);
+            }
+            let quiet = |r: Endpoint| Endpoint { flags: r.flags & !REPORTING, mtu: 0, ..r };
+            let verdicts_hold = quiet(new) == quiet(old);
+            if old.flags & EP_VALID != 0 {
+                table.put(&slot, &new)?;
+            }
+            if !verdicts_hold {
+                new.epoch = old.epoch.wrapping_add(1);
+                table.put(&slot, &new)?;
+            }
+            Ok(Some(new))
+        })
     }
 
-    /// Has every flow of the slot judged, and routed, anew.
-    pub fn renew(&self, table: &PinnedMap<u32, Endpoint>, slot: u32) -> Result<(), Error> {
-        let _one = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match table.get(&slot)?.filter(|old| old.flags & EP_VALID != 0) {
-            Some(old) => table.put(&slot, &Endpoint { epoch: old.epoch.wrapping_add(1), ..old }),
-            None => Ok(()),
-        }
+    /// Has every flow of the slot judged, and routed, anew. `false`: there is no row.
+    pub fn renew(&self, table: &PinnedMap<u32, Endpoint>, slot: u32) -> Result<bool, Error> {
+        self.change(table, slot, |old| {
+            if old.flags & EP_VALID == 0 {
+                return Ok(None);
+            }
+            let new = Endpoint { epoch: old.epoch.wrapping_add(1), ..old };
+            table.put(&slot, &new)?;
+            Ok(Some(new))
+        })
     }
 
     /// Every packet from and to the slot is dropped from now on. The epoch stays, and grows. `false`: it was clear.
     pub fn clear(&self, table: &PinnedMap<u32, Endpoint>, slot: u32) -> Result<bool, Error> {
-        let _one = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let old = table.get(&slot)?.unwrap_or_default();
-        if old.flags == 0 {
-            return Ok(false);
-        }
-        table.put(&slot, &Endpoint { epoch: old.epoch.wrapping_add(1), ..Endpoint::default() })?;
-        Ok(true)
+        self.change(table, slot, |old| {
+            if old.flags == 0 {
+                return Ok(None);
+            }
+            let new = Endpoint { epoch: old.epoch.wrapping_add(1), ..Endpoint::default() };
+            table.put(&slot, &new)?;
+            Ok(Some(new))
+        })
+    }
+
+    /// The lock of the channel is that of the rows. What a write that failed left is read back.
+    fn change(
+        &self,
+        table: &PinnedMap<u32, Endpoint>,
+        slot: u32,
+        work: impl FnOnce(Endpoint) -> Result<Option<Endpoint>, Error>,
+    ) -> Result<bool, Error> {
+        let mut result = Ok(false);
+        self.0.send_if_modified(|named| {
+            let old = match table.get(&slot) {
+                Ok(old) => old.unwrap_or_default(),
+                Err(e) => {
+                    result = Err(e);
+                    return false;
+                }
+            };
+            let written = work(old);
+            let now = match &written {
+                Ok(now) => now.unwrap_or(old),
+                Err(_) => table.get(&slot).ok().flatten().unwrap_or(old),
+            };
+            result = written.map(|now| now.is_some());
+            named.set(slot, &now)
+        });
+        result
     }
 }

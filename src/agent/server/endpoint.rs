@@ -3,10 +3,11 @@
 
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
-use crate::control::{Accepted, AddEndpoint, Event, find_endpoint};
+use crate::control::{Accepted, AddEndpoint, Change, Event, Planned, find_endpoint};
 use crate::ipam::Wish;
 use crate::reconcile::Status;
 use crate::state::{EndpointRecord, EndpointSpec, IpcachePrefix, Trace};
+use crate::table::Revision;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -235,12 +236,25 @@ fn check_netns(path: &std::path::Path) -> Result<(), Failure> {
     if kind != nix::sys::statfs::NSFS_MAGIC {
         return Err(bad(none));
     }
-    // A namespace of another kind says so, unless it is mounted somewhere; then the kernel refuses it later.
-    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-    match name.to_str().and_then(|n| n.split_once(":[")) {
-        Some((kind, _)) if kind != "net" && !kind.starts_with('/') => Err(bad(none)),
+    let fd = file.as_raw_fd();
+    let name = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+    // A namespace says what it is, unless it is mounted somewhere; then its mount does.
+    let kind = if name.is_absolute() { mounted_namespace(fd) } else { name.to_str().map(str::to_owned) };
+    match kind {
+        Some(kind) if !kind.starts_with("net:[") => Err(bad(none)),
         _ => Ok(()),
     }
+}
+
+/// What the mount of an open file shows of its file system: `KIND:[NUMBER]` for a namespace. None for a mount that only others
+/// see.
+fn mounted_namespace(fd: i32) -> Option<String> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let mount = info.lines().find_map(|l| l.strip_prefix("mnt_id:"))?.trim();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    // Number, parent, device, root.
+    let columns = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|c| c.first() == Some(&mount))?;
+    columns.get(3).map(|root| (*root).to_owned())
 }
 
 /// Waits until the kernel has what was accepted. An error says why it has not.
@@ -273,17 +287,23 @@ async fn known_to_all(agent: &Agent, accepted: &Accepted) -> Result<(), Failure>
     let addresses: Vec<IpcachePrefix> =
         [Some(IpAddr::from(record.ipv6)), record.ipv4.map(IpAddr::from)].into_iter().flatten().map(IpcachePrefix::address).collect();
     let mut ipcache = agent.ipcache_status.clone();
-    drop(ipcache.wait_for(|s| addresses.iter().all(|a| matches!(s.get(a), Some(Status::Done(_))))).await.map_err(stopping)?);
+    let announced = |status: Option<&Status>| matches!(status, Some(Status::Done(at)) if *at >= accepted.ipcache);
+    drop(ipcache.wait_for(|s| addresses.iter().all(|a| announced(s.get(a)))).await.map_err(stopping)?);
+    rows_written(agent, accepted.revision).await
+}
+
+/// Waits until every endpoint that can has the row of this revision.
+async fn rows_written(agent: &Agent, revision: Revision) -> Result<(), Failure> {
     let live: Vec<_> = agent.facts.snapshot().rows.keys().copied().collect();
     let mut statuses = agent.endpoint_status.clone();
     let settled = statuses.wait_for(|s| {
         live.iter().all(|id| match s.get(id) {
-            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= accepted.revision,
+            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= revision,
             Some(Status::Begun) => false,
             None => true,
         })
     });
-    drop(settled.await.map_err(stopping)?);
+    drop(settled.await.map_err(|_| Failure::failed("the agent is stopping"))?);
     Ok(())
 }
 
@@ -337,19 +357,47 @@ async fn gone(agent: &Agent, id: EndpointId) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Changes an endpoint, all or nothing: what cannot be kept is not done. From the moment that the change is made, packets may
+/// be judged by the endpoint's new identity, and until it is whole by the old one: every policy knows both meanwhile.
+async fn change(agent: &App, endpoint: EndpointRef, change: Change) -> Result<Accepted, Failure> {
+    let agent = Arc::clone(agent);
+    // A client that does not wait for the answer leaves nothing half done.
+    let work = tokio::spawn(async move {
+        let deletes = matches!(change, Change::Delete);
+        let planned = ask(&agent, |reply| Event::Plan { endpoint, change, reply }).await?;
+        let result = make(&agent, planned, deletes).await;
+        ask(&agent, |reply| Event::Close(planned.id, reply)).await?;
+        result
+    });
+    work.await.map_err(Failure::failed)?
+}
+
+async fn make(agent: &Agent, planned: Planned, deletes: bool) -> Result<Accepted, Failure> {
+    let id = planned.id;
+    persisted(agent, |p| p.planned >= planned.planned).await?;
+    if let Some(revision) = planned.endpoints {
+        let known = tokio::time::timeout(PATIENCE, rows_written(agent, revision));
+        let late = |_| Failure::timeout(format!("not every endpoint knows the new labels after {PATIENCE:?}; see `pilus status`"));
+        known.await.map_err(late)??;
+    }
+    let accepted = ask(agent, |reply| Event::Make(id, reply)).await?;
+    if !deletes {
+        realised(agent, &accepted).await?;
+    }
+    Ok(accepted)
+}
+
 pub async fn delete(State(agent): State<App>, Path(id): Path<String>) -> Result<Response, Failure> {
-    let endpoint = reference(&id)?;
-    let deleted = ask(&agent, |reply| Event::Delete(endpoint, reply)).await?;
-    let Some(id) = deleted else {
-        return Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "false")]).into_response());
+    let deleted = match change(&agent, reference(&id)?, Change::Delete).await {
+        Ok(accepted) => accepted.record.id,
+        Err(Failure(StatusCode::NOT_FOUND, _)) => return Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "false")]).into_response()),
+        Err(e) => return Err(e),
     };
-    let now = agent.readers.endpoints.snapshot().revision;
-    persisted(&agent, |p| p.endpoints >= now).await?;
-    gone(&agent, id).await?;
+    gone(&agent, deleted).await?;
     Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "true")]).into_response())
 }
 
-async fn change_options(agent: &Agent, id: &str, changes: BTreeMap<String, String>) -> Result<Accepted, Failure> {
+async fn change_options(agent: &App, id: &str, changes: BTreeMap<String, String>) -> Result<Accepted, Failure> {
     let endpoint = reference(id)?;
     // Every key is checked before any is applied.
     let mut probe = (*find(agent, id)?.record).clone();
@@ -359,10 +407,7 @@ async fn change_options(agent: &Agent, id: &str, changes: BTreeMap<String, Strin
             let _ = set_option(record, k, v);
         }
     });
-    let accepted = ask(agent, |reply| Event::Options { endpoint, options: apply, reply }).await?;
-    persisted(agent, |p| p.endpoints >= accepted.revision).await?;
-    realised(agent, &accepted).await?;
-    Ok(accepted)
+    change(agent, endpoint, Change::Options(apply)).await
 }
 
 pub async fn patch_options(
@@ -379,11 +424,8 @@ pub async fn patch_labels(
     Path(id): Path<String>,
     Body(request): Body<LabelsRequest>,
 ) -> Result<Json<EndpointModel>, Failure> {
-    let endpoint = reference(&id)?;
     let add = user_labels(&request.add, "add")?;
-    let accepted = ask(&agent, |reply| Event::Labels { endpoint, add, delete: request.delete, reply }).await?;
-    persisted(&agent, |p| p.endpoints >= accepted.revision).await?;
-    realised(&agent, &accepted).await?;
+    let accepted = change(&agent, reference(&id)?, Change::Labels { add, delete: request.delete }).await?;
     Ok(Json(answer(&agent, &accepted).await?))
 }
 
@@ -391,7 +433,8 @@ pub async fn regenerate(State(agent): State<App>, Path(id): Path<String>) -> Res
     let spec = find(&agent, &id)?;
     let endpoint = EndpointRef::Id(spec.record.id);
     let revision = ask(&agent, |reply| Event::Regenerate(Some(endpoint), reply)).await?;
-    let accepted = Accepted { record: spec.record, revision, existed: true };
+    let ipcache = agent.readers.ipcache.snapshot().revision;
+    let accepted = Accepted { record: spec.record, revision, ipcache, existed: true };
     realised(&agent, &accepted).await?;
     Ok(Json(answer(&agent, &accepted).await?))
 }

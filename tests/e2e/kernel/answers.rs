@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the gateway answers to real kernels, and what a container cannot do with frames of its own making.
 
+use crate::support::{settled, talk, until};
+use etherparse::PacketBuilder;
 use pilus_e2e::container::PATIENCE;
 use pilus_e2e::icmp::{self, Raw};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 /// A UDP packet that may make one hop only draws a "time exceeded" from the router.
 #[test]
@@ -140,4 +142,87 @@ fn frames_of_ones_own_making_are_judged() {
     let sender = a.udp(Family::V6, 0).expect("socket");
     sender.send_to(b"honest", SocketAddr::new(b.ip(Family::V6), 12345)).expect("send");
     receiver.recv(&mut [0; 16]).expect("arrives");
+}
+
+/// Packets of each kind, whole: TCP, UDP and echo of one family.
+fn whole(from: &Container, to: &Container, family: Family) -> Vec<Vec<u8>> {
+    let link = || PacketBuilder::ethernet2(from.mac, from.host_mac);
+    let mut all = Vec::new();
+    let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut frame = Vec::new();
+        write(&mut frame);
+        all.push(frame);
+    };
+    match (from.ip(family), to.ip(family)) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            let ip = || link().ipv4(a.octets(), b.octets(), 64);
+            add(&|f| ip().tcp(3000, 3001, 1, 1000).syn().write(f, b"").expect("packet"));
+            add(&|f| ip().udp(3000, 3001).write(f, b"data").expect("packet"));
+            add(&|f| ip().icmpv4_echo_request(3, 1).write(f, b"data").expect("packet"));
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            let ip = || link().ipv6(a.octets(), b.octets(), 64);
+            add(&|f| ip().tcp(3000, 3001, 1, 1000).syn().write(f, b"").expect("packet"));
+            add(&|f| ip().udp(3000, 3001).write(f, b"data").expect("packet"));
+            add(&|f| ip().icmpv6_echo_request(3, 1).write(f, b"data").expect("packet"));
+        }
+        _ => unreachable!("one family"),
+    }
+    all
+}
+
+/// Every beginning of a packet, before there is a flow that it could belong to and after: none of them gets anywhere, and each
+/// is counted.
+#[test]
+fn beginnings_of_packets_go_nowhere() {
+    const HEADER: usize = 14;
+    let node = Node::start(NodeOptions::default()).expect("node");
+    let a = node.add("a", &[]).expect("a");
+    let b = node.add("b", &[]).expect("b");
+    let _open = Family::BOTH.map(|f| (b.udp(f, 3001).expect("socket"), b.listen(f, 3001).expect("socket")));
+    let near = a.packet_socket().expect("packet socket");
+    let far = b.packet_socket().expect("packet socket");
+    let dropped = || {
+        let rows = node.rows("metrics").expect("metrics");
+        rows.iter().filter(|r| r[0] != "Forwarded").filter_map(|r| r[2].parse::<u64>().ok()).sum::<u64>()
+    };
+    // The receiver gets what the sender wrote, under another link header.
+    let next = || {
+        let mut buffer = [0; 2048];
+        (&far).read(&mut buffer).map(|n| buffer[HEADER..n].to_vec())
+    };
+    // From the addresses on; hop limit and the checksum over it come before.
+    let behind =
+        |packet: &[u8]| packet.get(if packet.first().is_some_and(|v| v >> 4 == 4) { 12 } else { 8 }..).unwrap_or_default().to_vec();
+    for family in Family::BOTH {
+        for frame in whole(&a, &b, family) {
+            for flow in ["new", "known"] {
+                let before = dropped();
+                let mut accepted = 0;
+                for length in 1..frame.len() {
+                    // The kernel may refuse what is shorter than a link header.
+                    let sent = near.send(&frame[..length]).is_ok();
+                    accepted += u64::from(sent && length >= HEADER);
+                    assert!(sent || length < HEADER, "{family:?} {length}");
+                }
+                until("every one is counted as dropped", || {
+                    let now = dropped() - before;
+                    if now >= accepted { Ok(()) } else { Err(format!("{family:?} {flow}: {now} of {accepted}")) }
+                });
+                // The whole packet is the first that arrives, other traffic of both kernels apart.
+                near.send(&frame).expect("send");
+                let whole = behind(&frame[HEADER..]);
+                loop {
+                    let seen = behind(&next().expect("the whole packet"));
+                    if seen == whole {
+                        break;
+                    }
+                    assert!(seen.is_empty() || !whole.starts_with(&seen), "{family:?} {flow}: a beginning arrived: {seen:?}");
+                }
+            }
+        }
+    }
+    // Programs and agent are what they were.
+    talk(&a, &b, 5000);
+    settled(&node);
 }

@@ -23,7 +23,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String, 
 #[test]
 fn a_wrong_policy_is_refused_whole() {
     let node = Node::start(NodeOptions::default()).expect("node");
-    node.add("web", &["app=web"]).expect("web");
+    let _web = node.add("web", &["app=web"]).expect("web");
     let good = include_str!("../../../examples/policies/web-from-client.yaml");
     assert_eq!(import(&node, &[("good.yaml", good)]).expect("import"), 1);
     let before = node.block_on(node.client().policy(&[])).expect("policy");
@@ -101,7 +101,7 @@ fn wrong_requests_are_refused_and_leave_nothing() {
 #[test]
 fn wrong_http_gets_an_error_of_ours() {
     let node = Node::start(NodeOptions::default()).expect("node");
-    node.add("web", &["app=web"]).expect("web");
+    let _web = node.add("web", &["app=web"]).expect("web");
     let json = Some("application/json");
     request(&node, "PUT", "/v1/policy", json, "{").refused(400, "invalid", Some("body"));
     request(&node, "PUT", "/v1/policy", json, "[]").refused(400, "invalid", Some("body"));

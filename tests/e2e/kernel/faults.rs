@@ -38,13 +38,28 @@ fn a_namespace_that_is_none_leaves_nothing() {
     let file = node.path("file");
     std::fs::write(&file, "no namespace").expect("file");
     let mount = format!("/proc/{}/ns/mnt", std::process::id());
-    for path in [file.to_str().expect("path"), "/no/such/namespace", "relative", &mount, "/tmp"] {
+    // Mounted as `ip netns` does it: one that is of another kind, and one that is what it should be.
+    let bind = |from: &str, name: &str| {
+        let (from, to) = (from.to_owned(), node.path(name));
+        std::fs::write(&to, "").expect("mount point");
+        let path = to.display().to_string();
+        let mounted =
+            node.run_inside(move || nix::mount::mount(Some(&*from), &to, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>));
+        mounted.expect("node").expect("mount");
+        path
+    };
+    let uts = bind("/proc/self/ns/uts", "uts");
+    let good = Container::new("mounted").expect("container");
+    let good = EndpointRequest { name: "mounted".into(), netns: bind(&good.path(), "net"), ..EndpointRequest::default() };
+    for path in [file.to_str().expect("path"), "/no/such/namespace", "relative", &mount, &uts, "/tmp"] {
         let request = EndpointRequest { name: "web".into(), netns: path.into(), ..EndpointRequest::default() };
         let (status, code, field, message) = refused(&node, &request);
         assert_eq!((status, code.as_str(), field.as_str()), (400, "invalid", "netns"), "{path}: {message}");
         assert!(message.contains(path), "{path}: {message}");
         assert!(settled(&node).is_empty(), "{path}");
     }
+    assert!(put(&node, &good).expect("a mounted namespace").1);
+    assert!(node.delete("mounted").expect("delete"));
     // A namespace that is gone before the request: the number of the file is free again.
     let gone = Container::new("gone").expect("container").path();
     let request = EndpointRequest { name: "gone".into(), netns: gone, ..EndpointRequest::default() };
@@ -267,17 +282,23 @@ fn a_container_that_vanished_can_be_deleted() {
         });
         id
     };
-    vanish(&node, "short");
+    let problem = |node: &Node, id: u16| {
+        let problem = until("the agent says so", || {
+            let seen = node.block_on(node.client().endpoint(&id.to_string())).map_err(|e| e.to_string())?;
+            if seen.state == "not-ready" { Ok(seen.health) } else { Err(seen.state) }
+        });
+        assert!(problem.contains(&format!("interface plx{id:08x} is gone")), "{problem}");
+        problem
+    };
+    let id = vanish(&node, "short");
+    problem(&node, id);
     assert!(node.delete("short").expect("delete"));
     assert_eq!(settled(&node).len(), 1);
     // The same with an agent that was not there when it happened, and one that looks after it.
     let id = vanish(&node, "short");
     node.kill_agent().expect("kill");
     node.start_agent().expect("start");
-    let problem = until("the agent says so", || {
-        let seen = node.block_on(node.client().endpoint(&id.to_string())).map_err(|e| e.to_string())?;
-        if seen.state == "not-ready" { Ok(seen.health) } else { Err(seen.state) }
-    });
+    let problem = problem(&node, id);
     assert!(problem.contains("namespace"), "{problem}");
     assert_eq!(node.block_on(node.client().status()).expect("status").state, "degraded");
     assert!(node.delete("short").expect("delete"));
@@ -286,17 +307,29 @@ fn a_container_that_vanished_can_be_deleted() {
     talk(&again, &other, 5000);
 }
 
-/// Someone removes the host's end of a container: the next regeneration makes it whole.
+/// Someone removes an end of a container's interface: it is made whole.
 #[test]
 fn a_removed_device_comes_back() {
     let node = Node::start(NodeOptions::default()).expect("node");
     let web = node.add("web", &["app=web"]).expect("web");
     let other = node.add("other", &[]).expect("other");
+    let back = |before: u32| {
+        until("it is back", || {
+            let inside = web.run(|| netlink(async |n| n.link_by_name("eth0").await)).map_err(|e| e.to_string())?;
+            let ready = node.block_on(node.client().endpoint("name:web")).map_err(|e| e.to_string())?.state == "ready";
+            if ready && inside.as_ref().is_some_and(|l| l.index != before) { Ok(()) } else { Err(format!("{inside:?}")) }
+        });
+        talk(&web, &other, 5000);
+        settled(&node);
+    };
+    let inside = || web.run(|| netlink(async |n| n.link_by_name("eth0").await)).expect("links").expect("eth0").index;
     let index = node.block_on(node.client().endpoint("name:web")).expect("web").interface.index;
+    let before = inside();
     assert!(node.run(|| netlink(async |n| n.delete_link(index).await)).expect("delete"));
-    node.block_on(node.client().regenerate("name:web")).expect("regenerate");
-    talk(&web, &other, 5000);
-    settled(&node);
+    back(before);
+    let before = inside();
+    assert!(web.run(|| netlink(async |n| n.delete_link(before).await)).expect("delete"));
+    back(before);
 }
 
 #[test]

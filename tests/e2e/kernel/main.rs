@@ -2,7 +2,9 @@
 mod answers;
 mod badinput;
 mod basic;
+mod disk;
 mod faults;
+mod labels;
 mod node;
 mod outside;
 mod restart;

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node as its administrator sees it: start, stop, clean-up, clients, a host without a compiler.
 
+use crate::support::netlink;
+use etherparse::PacketBuilder;
+use pilus_api::types::FlowEvent;
 use pilus_e2e::icmp::{self, Raw};
 use pilus_e2e::traffic::ClosedLoop;
 use pilus_e2e::{Container, Family, Node, NodeOptions};
+use std::io::Read;
 
 fn ping(from: &Container, to: &Container, family: Family) {
     let raw = Raw::new(from, family).expect("raw socket");
@@ -58,6 +62,57 @@ fn the_default_shapes_need_no_compiler() {
     ping(&a, &b, Family::V6);
 }
 
+/// The client's way to the same end, with containers connected and traffic about.
+#[test]
+fn the_client_cleans_up_a_running_node() {
+    let mut node = Node::start(NodeOptions::default()).expect("node");
+    let a = node.add("a", &["app=a"]).expect("a");
+    let b = node.add("b", &["app=b"]).expect("b");
+    node.import("- endpointSelector: {matchLabels: {app: b}}\n  ingress: [{}]\n").expect("policy");
+    let (code, _, err) = node.pilus(&["cleanup"]).expect("pilus");
+    assert!(code != 0 && err.contains("--yes"), "{code} {err}");
+    let ids: Vec<u16> = node.block_on(node.client().endpoints()).expect("endpoints").iter().map(|e| e.id).collect();
+    assert_eq!(ids, [a.id, b.id], "a cleanup that was not confirmed removes");
+    let (code, out, err) = node.pilus(&["cleanup", "--yes"]).expect("pilus");
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    for what in ["disconnected endpoint 256", "disconnected endpoint 257", "removed link pilus_", "maps/flow6", "removed directory"] {
+        assert!(out.contains(what), "{what} is not told: {out}");
+    }
+    assert_eq!(node.wait_agent().expect("agent"), 0, "the agent has nothing left to run");
+    assert_eq!(node.links().expect("links"), Vec::<String>::new());
+    assert_eq!(node.pins().expect("pins"), Vec::<String>::new());
+    assert_eq!(node.routes().expect("routes"), Vec::<String>::new());
+    assert!(!node.path("state").exists() && !node.path("run").exists());
+    for container in [&a, &b] {
+        let inside = container.run(|| netlink(async |n| n.links().await)).expect("links");
+        assert!(inside.iter().all(|l| l.name == "lo"), "{}: {inside:?}", container.name);
+    }
+    node.start_agent().expect("a new start");
+    let again = node.add("a", &[]).expect("a");
+    assert_eq!(again.id, a.id);
+}
+
+/// A node's settings are its administrator's.
+#[test]
+fn no_setting_of_the_network_is_changed() {
+    let mut node = Node::prepare(NodeOptions::default()).expect("node");
+    let before = node.all_sysctls();
+    assert!(before.len() > 100, "{}", before.len());
+    node.start_agent().expect("agent");
+    let a = node.add("a", &[]).expect("a");
+    let b = node.add("b", &[]).expect("b");
+    for family in Family::BOTH {
+        ping(&a, &b, family);
+    }
+    // Devices have settings of their own; of what was there before nothing is other.
+    let mut meanwhile = node.all_sysctls();
+    meanwhile.retain(|name, _| before.contains_key(name));
+    assert_eq!(meanwhile, before);
+    assert_eq!(node.stop_agent().expect("stop"), 0);
+    assert_eq!(node.agent_once(&["--cleanup"]).expect("cleanup").0, 0);
+    assert_eq!(node.all_sysctls(), before);
+}
+
 #[test]
 fn an_agent_keeps_others_out() {
     let node = Node::start(NodeOptions::default()).expect("node");
@@ -68,6 +123,22 @@ fn an_agent_keeps_others_out() {
     let (code, _, err) = node.agent_once(&["--state-dir", other.to_str().expect("path")]).expect("second agent");
     assert_eq!(code, 1);
     assert!(err.contains("bpffs directory"), "{err}");
+    // With every directory its own it would still be in the other one's network.
+    let (run, bpf) = (node.path("other-run"), node.path("other-bpf"));
+    let mountpoint = bpf.clone();
+    node.run_inside(move || {
+        std::fs::create_dir(&mountpoint).expect("dir");
+        pilus_loader::bpffs::mount(&mountpoint).expect("bpffs");
+    })
+    .expect("node");
+    let links = node.links().expect("links");
+    let path = |p: &std::path::Path| p.to_str().expect("path").to_owned();
+    let (other, run, bpf) = (path(&other), path(&run), path(&bpf));
+    let (code, _, err) = node.agent_once(&["--state-dir", &other, "--run-dir", &run, "--bpf-root", &bpf]).expect("second agent");
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("network namespace is in use by another pilus-agent"), "{err}");
+    assert_eq!(node.links().expect("links"), links);
+    let _late = node.add("late", &[]).expect("the first agent goes on");
 }
 
 #[test]
@@ -105,6 +176,27 @@ fn without_ipv4_there_is_none() {
     assert_eq!((a.ipv4, b.ipv4), (None, None));
     ping(&a, &b, Family::V6);
     assert!(node.rows("ipcache").expect("ipcache").iter().all(|r| r[0].contains(':')), "an IPv4 address is announced");
+    // A container that speaks it all the same is not heard: neither ARP nor IPv4.
+    let (here, there, gateway) = ([10, 9, 0, 2], [10, 9, 0, 3], [169, 254, 1, 1]);
+    let arp = |target: [u8; 4]| [&[0xff; 6][..], &a.mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &a.mac, &here, &[0; 6], &target].concat();
+    let mut ip = Vec::new();
+    let packet = PacketBuilder::ethernet2(a.mac, a.host_mac).ipv4(here, there, 64).udp(1000, 2000);
+    packet.write(&mut ip, b"hello").expect("packet");
+    let (socket, far) = (a.packet_socket().expect("socket"), b.packet_socket().expect("socket"));
+    let mut drops = node.events(&["drop"]).expect("events");
+    for frame in [arp(gateway), arp(there), ip] {
+        socket.send(&frame).expect("send");
+        let ours = |e: &FlowEvent| e.reason == "Unsupported L3 protocol" && e.source.as_ref().is_some_and(|p| p.endpoint == a.id);
+        drops.wait("a drop", ours).expect("drop");
+    }
+    for socket in [socket, far] {
+        socket.set_nonblocking(true).expect("socket");
+        let mut buffer = [0; 2048];
+        while let Ok(n) = (&socket).read(&mut buffer) {
+            let from_a = buffer[6..12] == a.mac;
+            assert!(from_a || !matches!(buffer[12..14], [8, 0 | 6]), "IPv4 or ARP came: {:?}", &buffer[..n]);
+        }
+    }
 }
 
 #[test]
@@ -145,7 +237,7 @@ fn two_nodes_do_not_see_each_other() {
 #[test]
 fn the_client_program_shows_a_real_agent() {
     let node = Node::start(NodeOptions::default()).expect("node");
-    node.add("web", &["app=web"]).expect("web");
+    let _web = node.add("web", &["app=web"]).expect("web");
     node.import(include_str!("../../../examples/policies/web-from-client.yaml")).expect("import");
     let commands: &[&[&str]] = &[
         &["status"],

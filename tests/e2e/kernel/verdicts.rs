@@ -381,7 +381,7 @@ fn table(options: NodeOptions) {
 }
 
 fn options(attach: &'static str, build: &'static str) -> NodeOptions {
-    NodeOptions { attach, build, args: Vec::new() }
+    NodeOptions { attach, build, ..NodeOptions::default() }
 }
 
 #[test]

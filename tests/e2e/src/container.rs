@@ -14,11 +14,18 @@ use std::time::Duration;
 /// Only so that a broken test ends; what is waited for is an event.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// An open namespace and the link that leads to it. The link goes first: whoever looks for the namespace later finds nothing,
+/// and not what has the number of the open file by then.
+struct Netns {
+    link: tempfile::TempDir,
+    file: File,
+}
+
 /// A network namespace that lives as long as this value (and what is open in it).
 #[derive(Clone)]
 pub struct Container {
     pub name: String,
-    netns: Arc<File>,
+    netns: Arc<Netns>,
     pub ipv4: Option<Ipv4Addr>,
     pub ipv6: Ipv6Addr,
     pub id: u16,
@@ -62,9 +69,12 @@ pub fn new_netns() -> Result<File> {
 
 impl Container {
     pub fn new(name: &str) -> Result<Self> {
+        let file = new_netns()?;
+        let link = tempfile::Builder::new().prefix("pilus-container-").tempdir()?;
+        std::os::unix::fs::symlink(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()), link.path().join("net"))?;
         Ok(Self {
             name: name.into(),
-            netns: Arc::new(new_netns()?),
+            netns: Arc::new(Netns { link, file }),
             ipv4: None,
             ipv6: Ipv6Addr::UNSPECIFIED,
             id: 0,
@@ -75,7 +85,7 @@ impl Container {
 
     /// Path that any process may open.
     pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_raw_fd())
+        self.netns.link.path().join("net").display().to_string()
     }
 
     /// Takes over what the agent gave it.
@@ -95,7 +105,7 @@ impl Container {
     }
 
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        enter(&self.netns, f)
+        enter(&self.netns.file, f)
     }
 
     /// A bound UDP socket whose reads end after [`PATIENCE`].

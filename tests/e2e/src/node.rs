@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use pilus_api::client::{Client, PolicyScope};
 use pilus_api::flows::FlowFilter;
 use pilus_api::types::{Build, EndpointRequest, FlowEvent, PolicyDocument, PolicyImport};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,11 +24,13 @@ pub struct NodeOptions {
     pub attach: &'static str,
     pub build: &'static str,
     pub args: Vec<String>,
+    /// What the agent logs goes into a file, for [`Node::complaints`].
+    pub keep_log: bool,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { attach: "auto", build: "shared", args: Vec::new() }
+        Self { attach: "auto", build: "shared", args: Vec::new(), keep_log: false }
     }
 }
 
@@ -165,6 +168,9 @@ impl Node {
         if let Ok(level) = std::env::var("PILUS_TEST_LOG") {
             eprintln!("agent with log level {level} in {}", self.dir.path().display());
         }
+        if self.options.keep_log {
+            command.stderr(File::options().create(true).append(true).open(self.path("agent.log"))?);
+        }
         let child = self.run_inside(move || command.spawn())??;
         self.agent = Some(child);
         self.wait_ready()
@@ -186,13 +192,28 @@ impl Node {
         }
     }
 
-    /// Runs the agent to its end with other arguments: exit code, output, errors.
+    /// Runs the agent to its end with other arguments: exit code, output, errors. One that does not end is killed.
     pub fn agent_once(&self, args: &[&str]) -> Result<(i32, String, String)> {
         let mut command = self.agent_command();
         command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = self.run_inside(move || command.output())??;
+        let mut child = self.run_inside(move || command.spawn())??;
+        let since = Instant::now();
+        while child.try_wait()?.is_none() {
+            if since.elapsed() > PATIENCE {
+                child.kill()?;
+                bail!("the agent does not end: {args:?}");
+            }
+            std::thread::yield_now();
+        }
+        let output = child.wait_with_output()?;
         let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
         Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
+    }
+
+    /// Warnings and errors in the log that is kept.
+    pub fn complaints(&self) -> Result<Vec<String>> {
+        let log = std::fs::read_to_string(self.path("agent.log"))?;
+        Ok(log.lines().filter(|l| l.contains(" WARN ") || l.contains(" ERROR ")).map(str::to_owned).collect())
     }
 
     /// Runs the client program: exit code, output, errors.
@@ -214,6 +235,12 @@ impl Node {
     pub fn stop_agent(&mut self) -> Result<i32> {
         let mut child = self.agent.take().context("no agent runs")?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)?;
+        Ok(child.wait()?.code().unwrap_or(-1))
+    }
+
+    /// The exit code of an agent that ends by itself.
+    pub fn wait_agent(&mut self) -> Result<i32> {
+        let mut child = self.agent.take().context("no agent runs")?;
         Ok(child.wait()?.code().unwrap_or(-1))
     }
 
@@ -324,6 +351,25 @@ impl Node {
             format!("{name}={}", value.trim())
         };
         self.run(|| names.iter().map(read).collect())
+    }
+
+    /// Every setting of the network, as it is in the node's namespace.
+    pub fn all_sysctls(&self) -> BTreeMap<PathBuf, String> {
+        fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, String>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(&path, found);
+                } else if let Ok(value) = std::fs::read_to_string(&path) {
+                    found.insert(path, value);
+                }
+            }
+        }
+        self.run(|| {
+            let mut found = BTreeMap::new();
+            walk(Path::new("/proc/sys/net"), &mut found);
+            found
+        })
     }
 
     /// Routes of the node that are ours.

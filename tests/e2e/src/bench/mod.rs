@@ -72,6 +72,7 @@ pub const GROUPS: &[Group] = &[
     Group { rows: add::ONE_ROWS, run: add::one_by_one },
     Group { rows: add::OWN_ROWS, run: add::own },
     Group { rows: swap::SWAP_ROWS, run: swap::swaps },
+    Group { rows: swap::OPEN_ROWS, run: swap::open_loop },
     Group { rows: swap::RESTART_ROWS, run: swap::restarts },
     Group { rows: add::MANY_ROWS, run: add::many },
 ];

@@ -5,12 +5,15 @@ use super::{Plan, Row, progress};
 use crate::traffic::{ClosedLoop, Result as Traffic};
 use crate::{Container, Family, Node, NodeOptions};
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
 use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir};
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 pub const SWAP_ROWS: &[&str] = &["swap_lost"];
+pub const OPEN_ROWS: &[&str] = &["swap_open_loop_extra_loss"];
 pub const RESTART_ROWS: &[&str] = &["restart_lost"];
 
 /// Of both families together, for each way of attaching.
@@ -74,18 +77,23 @@ impl Swapper<'_> {
     }
 }
 
-/// The same loop loses packets when the program goes: else nothing that it says is worth anything.
-fn control() -> Result<u64> {
-    let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
-    let (client, server) = pair(&node)?;
+/// Takes the client's program away and puts it back: what no swap does.
+fn detach_once(node: &Node) -> Result<()> {
     let ifindex = node.block_on(node.client().endpoint("name:client"))?.interface.index;
-    let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000)?;
     node.run(|| -> Result<()> {
         let id = hook::tc_info(ifindex, Dir::Ingress)?.context("no filter")?;
         let program = Program::by_id(id)?.context("no program")?;
         hook::detach_tc(ifindex, Dir::Ingress, false)?;
         Ok(hook::attach_tc(&program, ifindex, Dir::Ingress)?)
-    })?;
+    })
+}
+
+/// The same loop loses packets when the program goes: else nothing that it says is worth anything.
+fn control() -> Result<u64> {
+    let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
+    let (client, server) = pair(&node)?;
+    let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000)?;
+    detach_once(&node)?;
     let Traffic { sent, received } = traffic.join();
     ensure!(received < sent, "the program was detached and nothing was lost");
     Ok(sent - received)
@@ -115,6 +123,83 @@ pub fn swaps(_: &Plan) -> Result<Vec<Row>> {
         since.elapsed().as_secs_f64()
     );
     Ok(vec![Row::new(SWAP_ROWS[0], "packets", vec![lost as f64]).note(note)])
+}
+
+/// Of one burst at full rate.
+const BURST: u64 = 200_000;
+/// Room for a whole burst, so that a slow reader loses nothing: what is missing was lost on the way.
+const ROOM: usize = 512 << 20;
+
+/// Sends as fast as it can while `work` runs over and over (which says what it did). Sent, received, work done.
+fn burst(ends: (&Container, &Container), family: Family, mut work: impl FnMut() -> Result<u64>) -> Result<(u64, u64, u64)> {
+    let far = ends.1.udp(family, 9001)?;
+    setsockopt(&far, sockopt::RcvBufForce, &ROOM)?;
+    far.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let near = ends.0.udp(family, 0)?;
+    near.connect(SocketAddr::new(ends.1.ip(family), 9001))?;
+    let sending = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let sent = (0..BURST).filter(|n| near.send(&n.to_be_bytes()).is_ok()).count();
+            sending.store(false, Ordering::Relaxed);
+            sent as u64
+        });
+        let receiver = scope.spawn(|| {
+            let (mut received, mut buffer) = (0, [0; 64]);
+            while received < BURST {
+                match far.recv(&mut buffer) {
+                    Ok(_) => received += 1,
+                    Err(_) if sending.load(Ordering::Relaxed) => {}
+                    Err(_) => break,
+                }
+            }
+            received
+        });
+        let mut done = 0;
+        while sending.load(Ordering::Relaxed) {
+            done += work()?;
+        }
+        let sent = sender.join().ok().context("sender")?;
+        Ok((sent, receiver.join().ok().context("receiver")?, done))
+    })
+}
+
+/// Bursts with swaps and without, in turns.
+pub fn open_loop(plan: &Plan) -> Result<Vec<Row>> {
+    let control = {
+        let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
+        let (client, server) = pair(&node)?;
+        let (sent, received, _) = burst((&client, &server), Family::V6, || detach_once(&node).map(|()| 1))?;
+        ensure!(received < sent, "the program was detached and nothing was lost");
+        sent - received
+    };
+    let node = Node::start(NodeOptions::default())?;
+    let (client, server) = pair(&node)?;
+    let mut swapper = Swapper { node: &node, turns: 0, times: Vec::new() };
+    // Both trees are compiled before anything counts.
+    swapper.swap()?;
+    swapper.swap()?;
+    let (mut with, mut without, mut swaps) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..plan.rounds {
+        for family in Family::BOTH {
+            let idle = || {
+                std::thread::yield_now();
+                Ok(0)
+            };
+            let (sent, received, _) = burst((&client, &server), family, idle)?;
+            without.push((sent - received.min(sent)) as f64);
+            let (sent, received, done) = burst((&client, &server), family, || swapper.swap())?;
+            with.push((sent - received.min(sent)) as f64);
+            swaps += done;
+        }
+    }
+    let extra = with.iter().zip(&without).map(|(with, without)| with - without).collect();
+    let (lost_with, lost_without): (f64, f64) = (with.iter().sum(), without.iter().sum());
+    let note = format!(
+        "full rate, {} bursts of {BURST} packets each way: {lost_with:.0} lost with {swaps} swaps, {lost_without:.0} without; control lost {control}",
+        with.len()
+    );
+    Ok(vec![Row::new(OPEN_ROWS[0], "packets", extra).note(note)])
 }
 
 pub fn restarts(_: &Plan) -> Result<Vec<Row>> {
