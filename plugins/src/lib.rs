@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs that enter a network namespace. They are short-lived and single-threaded, because a namespace belongs to a thread;
-//! no other crate does so.
+//! What stands between container runtimes and the agent. Only this crate enters a network namespace, in programs that are
+//! single-threaded and about to end, because a namespace belongs to a thread.
 
+pub mod cni;
+pub mod labels;
 pub mod netns;

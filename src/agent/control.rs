@@ -52,6 +52,8 @@ pub struct AddEndpoint {
     pub labels: Labels,
     pub ipv6: Option<Ipv6Addr>,
     pub ipv4: Wish<Ipv4Addr>,
+    pub mac: Option<[u8; 6]>,
+    pub mtu: Option<u16>,
     pub own: Option<bool>,
 }
 
@@ -398,7 +400,11 @@ impl World {
                     Wish::None => r.ipv4.is_none(),
                     Wish::Exact(ip) => r.ipv4 == Some(ip),
                 };
-                let same = v4 && add.ipv6.is_none_or(|ip| r.ipv6 == ip) && add.own.is_none_or(|own| r.own == own);
+                let same = v4
+                    && add.ipv6.is_none_or(|ip| r.ipv6 == ip)
+                    && add.mac.is_none_or(|mac| r.mac == mac)
+                    && add.mtu.is_none_or(|mtu| r.mtu == mtu)
+                    && add.own.is_none_or(|own| r.own == own);
                 if same && r.netns == add.netns && r.ifname == add.ifname && r.labels == add.labels {
                     return Ok((Arc::clone(r), true));
                 }
@@ -430,9 +436,9 @@ impl World {
             identity,
             ipv6,
             ipv4,
-            mac: random_mac(),
+            mac: add.mac.unwrap_or_else(random_mac),
             host_mac: random_mac(),
-            mtu: self.mtu,
+            mtu: add.mtu.unwrap_or(self.mtu),
             own: add.own.unwrap_or(self.own),
             options: EndpointOptions::default(),
         });

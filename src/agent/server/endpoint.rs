@@ -25,6 +25,10 @@ use std::time::Duration;
 
 /// How long a request waits for an endpoint to be realised: longer than the compiler may take.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// RFC 8200, section 5.
+const MIN_MTU: u16 = 1280;
+/// The label of a container whose labels are not known yet.
+const INIT: &str = "reserved:init";
 
 fn mac(mac: [u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
@@ -216,14 +220,29 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
         None | Some("auto") => None,
         Some(text) => Some(text.parse().map_err(|_| Failure::invalid("ipv6", format!("`{text}`: takes auto or an IPv6 address")))?),
     };
+    // Whoever connects a container before its labels are known says so, and changes them when they are.
+    let labels = match request.labels.as_slice() {
+        [init] if init == INIT => Labels::parse([INIT]).map_err(|e| Failure::invalid("labels", e))?,
+        labels => user_labels(labels, "labels")?,
+    };
+    let mac = match request.mac.as_deref().map(str::parse::<pilus_plugins::netns::Mac>) {
+        None => None,
+        Some(Ok(mac)) if mac.0[0] & 1 == 0 && mac.0 != [0; 6] => Some(mac.0),
+        Some(_) => return Err(Failure::invalid("mac", "takes the Ethernet address of one device, as 02:00:00:00:00:01")),
+    };
+    if let Some(mtu) = request.mtu.filter(|mtu| *mtu < MIN_MTU) {
+        return Err(Failure::invalid("mtu", format!("{mtu}: IPv6 needs {MIN_MTU} bytes or more")));
+    }
     Ok(AddEndpoint {
         name: request.name,
         container_id: request.container_id,
         netns: PathBuf::from(request.netns),
         ifname,
-        labels: user_labels(&request.labels, "labels")?,
+        labels,
         ipv6,
         ipv4,
+        mac,
+        mtu: request.mtu,
         own: request.build.map(|b| b == Build::Own),
     })
 }

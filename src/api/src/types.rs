@@ -23,9 +23,10 @@ pub struct ApiError {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct EndpointRequest {
     pub name: String,
-    /// Path of the network namespace, e.g. `/run/netns/web` or `/proc/123/ns/net`.
+    /// Path of the network namespace, e.g. `/run/netns/web` or `/proc/123/ns/net`. With the agent's own, `/proc/self/ns/net`, the
+    /// interface is only made and named there: whoever asked moves it into a container and gives it its addresses.
     pub netns: String,
-    /// Labels `[source:]key[=value]`.
+    /// Labels `[source:]key[=value]`, or `reserved:init` alone while they are not known.
     #[serde(default)]
     pub labels: Vec<String>,
     /// Name inside the container; `eth0` when absent.
@@ -37,6 +38,12 @@ pub struct EndpointRequest {
     /// `auto` or an address of the node's range.
     #[serde(default)]
     pub ipv6: Option<String>,
+    /// Ethernet address inside the container; chosen when absent.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// Bytes, 1280 or more; the node's when absent.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     #[serde(default)]
     pub container_id: Option<String>,
     /// `shared` or `own`; the agent's default when absent.

@@ -2,6 +2,7 @@
 mod answers;
 mod badinput;
 mod basic;
+mod cni;
 mod disk;
 mod faults;
 mod labels;

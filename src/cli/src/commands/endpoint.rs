@@ -69,6 +69,7 @@ async fn add(client: &Client, out: &mut Output, args: AddArgs) -> Result<(), Fai
         ipv6: args.ipv6,
         container_id: args.container_id,
         build: args.build.map(Into::into),
+        ..EndpointRequest::default()
     };
     let put = client.put_endpoint(&request, wait).await?;
     if !put.created {
