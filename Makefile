@@ -103,7 +103,9 @@ install: ## Install what `make build` built (PREFIX, DESTDIR)
 	$(RELEASE)/pilus completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_pilus
 	$(RELEASE)/pilus completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/pilus.fish
 	install -d $(DESTDIR)$(UNIT_DIR)
-	sed 's|/usr/|$(PREFIX)/|g' systemd/pilus-agent.service >$(DESTDIR)$(UNIT_DIR)/pilus-agent.service
+	for unit in pilus-agent pilus-docker; do \
+		sed 's|/usr/|$(PREFIX)/|g' systemd/$$unit.service >$(DESTDIR)$(UNIT_DIR)/$$unit.service; \
+	done
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/pilus LICENSE-APACHE LICENSE-GPL CHANGELOG.md
 
 .PHONY: uninstall
@@ -113,7 +115,7 @@ uninstall: ## Remove what install put there; edited templates and /etc/pilus sta
 	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/pilus.1 $(DESTDIR)$(PREFIX)/share/man/man1/pilus-*.1
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/pilus $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_pilus \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/pilus.fish
-	rm -f $(DESTDIR)$(UNIT_DIR)/pilus-agent.service
+	rm -f $(DESTDIR)$(UNIT_DIR)/pilus-agent.service $(DESTDIR)$(UNIT_DIR)/pilus-docker.service
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/pilus
 	-rmdir $(DESTDIR)$(PREFIX)/share/pilus 2>/dev/null
 

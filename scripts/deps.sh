@@ -28,6 +28,7 @@ xz-utils            make test-kernels: unpacks kernel modules
 zstd                make test-kernels: unpacks kernel modules, where they are packed so
 nftables            tests: host rules beside ours
 tcpdump             tests: what is really on the wire
+docker.io           tests: real containers of Docker (with containerd and runc; 65 MB to fetch)
 iperf3              make bench: throughput
 '
 

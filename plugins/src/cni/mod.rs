@@ -5,14 +5,13 @@ mod conf;
 mod result;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use pilus_api::client::Client;
 use pilus_api::error::ClientError;
 use pilus_api::types::{EndpointModel, EndpointRequest};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::agent::Agent;
 use crate::netns;
 use conf::{Attachment, Conf, Family};
 
@@ -30,11 +29,6 @@ this into a file such as /etc/cni/net.d/10-pilus.conf:
 
 It takes ADD, DEL, CHECK, GC, STATUS and VERSION in CNI_COMMAND, and the configuration on stdin.
 ";
-
-/// How long one call may take: more than the agent itself waits for a container to be ready.
-const CALL: Duration = Duration::from_secs(120);
-/// Between two attempts to reach the agent.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// The standard's error codes; from 100 on they are ours.
 pub mod code {
@@ -120,7 +114,7 @@ fn carry_out(env: impl Fn(&str) -> Option<String>, text: &str) -> Result<Option<
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::new(code::IO, format!("cannot start: {e}")))?;
-    let agent = Agent::new(&conf);
+    let agent = Agent::new(&conf.socket, conf.wait);
     runtime.block_on(async {
         match command.as_str() {
             "ADD" => add(&agent, &conf, &Attachment::from_env(env, true)?).await.map(Some),
@@ -130,38 +124,6 @@ fn carry_out(env: impl Fn(&str) -> Option<String>, text: &str) -> Result<Option<
             _ => status(&agent).await,
         }
     })
-}
-
-/// The agent, which may be about to come back.
-struct Agent {
-    client: Client,
-    wait: Duration,
-}
-
-impl Agent {
-    fn new(conf: &Conf) -> Self {
-        Self { client: Client::new(&conf.socket).with_timeout(CALL), wait: conf.wait }
-    }
-
-    /// Repeats a call that may be repeated until an agent answers it. Says whether an earlier attempt may have had an effect.
-    async fn call<T>(&self, call: impl AsyncFn(&Client) -> Result<T, ClientError>) -> Result<(T, bool), ClientError> {
-        let until = Instant::now() + self.wait;
-        let mut begun = false;
-        loop {
-            match call(&self.client).await {
-                Ok(value) => return Ok((value, begun)),
-                Err(ClientError::Connect { ref source, .. }) if restarts(source) && Instant::now() < until => {}
-                // It went away with our request.
-                Err(ClientError::Protocol { .. }) if Instant::now() < until => begun = true,
-                Err(e) => return Err(e),
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-}
-
-fn restarts(e: &std::io::Error) -> bool {
-    matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
 }
 
 fn failure(what: &str, e: &ClientError) -> Error {
@@ -197,7 +159,7 @@ async fn add(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Valu
         container_id: Some(attachment.container.clone()),
         build: None,
     };
-    let (put, repeated) = agent.call(async |c| c.put_endpoint(&request, true).await).await.map_err(|e| failure(&what(), &e))?;
+    let (put, repeated) = agent.call(|| agent.client.put_endpoint(&request, true)).await.map_err(|e| failure(&what(), &e))?;
     if !put.created && !repeated {
         return Err(Error::new(code::REFUSED, what()).details("it is connected already, as asked; DEL comes before another ADD"));
     }
@@ -207,7 +169,7 @@ async fn add(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Valu
 async fn del(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Option<Value>, Error> {
     let name = format!("name:{}", conf.endpoint(&attachment.container, &attachment.ifname));
     let what = format!("cannot disconnect {} of container {}", attachment.ifname, attachment.container);
-    agent.call(async |c| c.delete_endpoint(&name).await).await.map_err(|e| failure(&what, &e))?;
+    agent.call(|| agent.client.delete_endpoint(&name)).await.map_err(|e| failure(&what, &e))?;
     Ok(None)
 }
 
@@ -218,7 +180,7 @@ async fn check(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Op
         return Err(Error::new(code::CONFIG, "CHECK needs prevResult in the configuration"));
     };
     let name = format!("name:{}", conf.endpoint(&attachment.container, &attachment.ifname));
-    let endpoint = match agent.call(async |c| c.endpoint(&name).await).await {
+    let endpoint = match agent.call(|| agent.client.endpoint(&name)).await {
         Ok((endpoint, _)) => endpoint,
         Err(e) if e.is_not_found() => return Err(Error::new(code::UNKNOWN_CONTAINER, what).details(e)),
         Err(e) => return Err(failure(&what, &e)),
@@ -255,10 +217,11 @@ async fn gc(agent: &Agent, conf: &Conf) -> Result<Option<Value>, Error> {
     };
     let valid: Vec<String> = valid.iter().map(|v| conf.endpoint(&v.container_id, &v.ifname)).collect();
     let what = format!("cannot clean up network {}", conf.name);
-    let (endpoints, _) = agent.call(async |c| c.endpoints().await).await.map_err(|e| failure(&what, &e))?;
+    let (endpoints, _) = agent.call(|| agent.client.endpoints()).await.map_err(|e| failure(&what, &e))?;
     let mut failed = None;
     for name in endpoints.into_iter().map(|e| e.name).filter(|n| conf.is_ours(n) && !valid.contains(n)) {
-        if let Err(e) = agent.call(async |c| c.delete_endpoint(&format!("name:{name}")).await).await {
+        let name = format!("name:{name}");
+        if let Err(e) = agent.call(|| agent.client.delete_endpoint(&name)).await {
             failed.get_or_insert(failure(&what, &e));
         }
     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Makes an interface that was created inside the namespace a container's own. May be repeated.
+    /// In the namespace of the program itself it only gets its name, Ethernet address and MTU: somebody else will take it away.
     Configure(Box<Configure>),
     /// Says what an interface is like.
     Inspect {

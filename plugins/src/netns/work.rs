@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -65,6 +66,12 @@ fn enter(netns: &Path) -> Result<Socket> {
     #[expect(clippy::disallowed_methods, reason = "the one place that enters a namespace: a single-threaded program about to end")]
     nix::sched::setns(file, CloneFlags::CLONE_NEWNET).map_err(|e| failed_at(e as i32))?;
     Socket::new().map_err(|e| failed("open a netlink socket", e))
+}
+
+/// Whether this thread is in that namespace already.
+fn is_own(netns: &Path) -> bool {
+    let number = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    number(netns).is_some_and(|n| number(Path::new("/proc/thread-self/ns/net")) == Some(n))
 }
 
 /// What matters of a link here.
@@ -135,6 +142,7 @@ fn configure(c: &Configure) -> Result<Done> {
     if !valid || c.name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace()) {
         return Err(Failure::new(Code::BadRequest, format!("{:?} is no interface name", c.name)));
     }
+    let own = is_own(&c.netns);
     let mut socket = enter(&c.netns)?;
     let socket = &mut socket;
     let mut warnings = Vec::new();
@@ -156,6 +164,11 @@ fn configure(c: &Configure) -> Result<Done> {
     }
 
     shape(socket, c, &link)?;
+    // A container's addresses and routes never become the node's: whoever takes the interface away gives it its own.
+    if own {
+        let interface = describe(socket, link.index)?;
+        return Ok(Done { ok: true, interface: Some(interface), deleted: None, warnings });
+    }
     sysctls(c, &mut warnings);
     addresses(socket, c, link.index)?;
     set(socket, LO, Some(true), Vec::new()).map_err(|e| failed("set up lo", e))?;

@@ -69,7 +69,11 @@ pub fn new_netns() -> Result<File> {
 
 impl Container {
     pub fn new(name: &str) -> Result<Self> {
-        let file = new_netns()?;
+        Self::of(name, new_netns()?)
+    }
+
+    /// A namespace that somebody else made.
+    pub fn of(name: &str, file: File) -> Result<Self> {
         let link = tempfile::Builder::new().prefix("pilus-container-").tempdir()?;
         std::os::unix::fs::symlink(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()), link.path().join("net"))?;
         Ok(Self {

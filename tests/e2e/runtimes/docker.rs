@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A dockerd of its own in the node, and its containers.
+
+use crate::runtime::{Daemon, IMAGE, container, containerd, done, image, private_run, refused, skipped, tool};
+use crate::support::{Talk, policy, settled, talk, until};
+use nix::sys::signal::Signal;
+use pilus_e2e::node::program;
+use pilus_e2e::{Container, Family, Node, NodeOptions};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Identity of a container whose labels are not known yet.
+const INIT: u32 = 5;
+
+struct Docker {
+    // Ended in this order.
+    plugin: Option<Daemon>,
+    daemon: Option<Daemon>,
+    _containerd: Daemon,
+    containerd_socket: PathBuf,
+    node: Node,
+}
+
+impl Docker {
+    fn start() -> Self {
+        let node = Node::start(NodeOptions::default()).expect("node");
+        private_run(&node);
+        let (daemon, containerd_socket) = containerd(&node);
+        let mut docker = Self { plugin: None, daemon: None, _containerd: daemon, containerd_socket, node };
+        docker.start_plugin("docker.sock");
+        docker.start_daemon();
+        let archive = image(&docker.node);
+        done(docker.cli(&["load", "-q", "-i"]).arg(archive));
+        docker
+    }
+
+    fn start_plugin(&mut self, docker_socket: &str) {
+        let mut command = tool(program("pilus-docker"));
+        command.arg("--socket").arg(self.node.socket()).arg("--docker-socket").arg(self.node.path(docker_socket));
+        command.arg("--log-level").arg(std::env::var("PILUS_TEST_LOG").unwrap_or_else(|_| "info".into()));
+        self.plugin = Some(Daemon::start(&self.node, "plugin.log", &command));
+    }
+
+    fn start_daemon(&mut self) {
+        let mut command = tool("dockerd");
+        command.arg("--data-root").arg(self.node.path("docker")).arg("--exec-root").arg(self.node.path("docker-run"));
+        command.arg("-p").arg(self.node.path("docker.pid")).arg("-H").arg(format!("unix://{}", self.node.path("docker.sock").display()));
+        command.arg("--containerd").arg(&self.containerd_socket);
+        command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none", "--live-restore"]);
+        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
+        let _ = std::fs::remove_file(self.node.path("docker.pid"));
+        self.daemon = Some(Daemon::start(&self.node, "dockerd.log", &command));
+        until("dockerd answers", || {
+            let output = self.cli(&["version"]).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+            let log = || std::fs::read_to_string(self.node.path("dockerd.log")).unwrap_or_default();
+            if output.status.success() { Ok(()) } else { Err(log()) }
+        });
+    }
+
+    fn cli(&self, args: &[&str]) -> Command {
+        let mut command = tool("docker");
+        command.arg("-H").arg(format!("unix://{}", self.node.path("docker.sock").display())).args(args);
+        command.env("DOCKER_CONFIG", self.node.path("docker-config"));
+        command
+    }
+
+    fn network(&self, name: &str) {
+        done(&mut self.cli(&["network", "create", "-d", "pilus", "--ipam-driver", "pilus", "--ipv6", name]));
+    }
+
+    fn inspect(&self, name: &str) -> Value {
+        let text = done(&mut self.cli(&["inspect", name]));
+        serde_json::from_str::<Value>(&text).expect("JSON")[0].take()
+    }
+
+    /// A running container, as Docker shows it.
+    fn running(&self, name: &str) -> Container {
+        let seen = self.inspect(name);
+        let settings = &seen["NetworkSettings"]["Networks"]["net"];
+        let mut found =
+            container(name, seen["State"]["Pid"].as_u64().expect("pid"), &settings["IPAddress"], &settings["GlobalIPv6Address"]);
+        found.learn(&self.endpoint(name));
+        assert_eq!(settings["IPAddress"], found.ip(Family::V4).to_string());
+        assert_eq!(settings["GlobalIPv6Address"], found.ip(Family::V6).to_string());
+        found
+    }
+
+    fn run(&self, name: &str, more: &[&str]) -> Container {
+        done(self.cli(&["run", "-d", "--name", name, "--net", "net"]).args(more).arg(IMAGE));
+        self.running(name)
+    }
+
+    fn endpoint(&self, name: &str) -> pilus_api::types::EndpointModel {
+        let id = self.inspect(name)["NetworkSettings"]["Networks"]["net"]["EndpointID"].as_str().expect("endpoint").to_owned();
+        self.node.block_on(self.node.client().endpoint(&format!("name:docker:{id}"))).expect("endpoint")
+    }
+
+    fn labels(&self, name: &str) -> Vec<String> {
+        self.endpoint(name).labels
+    }
+
+    fn remove_all(&self) {
+        let ids = done(&mut self.cli(&["ps", "-aq"]));
+        for id in ids.split_whitespace() {
+            done(&mut self.cli(&["rm", "-f", id]));
+        }
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for log in ["plugin.log", "dockerd.log"] {
+                let text = std::fs::read_to_string(self.node.path(log)).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().rev().take(40).collect();
+                eprintln!("{log}:\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            }
+        }
+        // A container outlives its daemon: none is left behind.
+        if self.daemon.is_some()
+            && let Ok(out) = self.cli(&["ps", "-aq"]).output()
+        {
+            for id in String::from_utf8_lossy(&out.stdout).split_whitespace() {
+                let _ = self.cli(&["rm", "-f", id]).output();
+            }
+        }
+    }
+}
+
+const NEEDED: &[&str] = &["dockerd", "docker", "containerd", "runc", "ctr", "busybox"];
+
+const WEB_FROM_CLIENT: &str = "  endpointSelector: {matchLabels: {\"container:app\": web}}\n  ingress:\n  - fromEndpoints: \
+     [{matchLabels: {\"container:app\": client}}]\n";
+
+#[test]
+fn containers_talk_as_policy_says() {
+    if skipped(NEEDED) {
+        return;
+    }
+    let docker = Docker::start();
+    docker.network("net");
+    let web = docker.run("web", &["--label", "app=web", "--label", "text=two\nlines"]);
+    let client = docker.run("client", &["--label", "app=client", "--network-alias", "friend"]);
+    let stranger = docker.run("stranger", &[]);
+    assert_eq!(docker.labels("web"), ["container:app=web"]);
+    assert_eq!(docker.labels("stranger"), Vec::<String>::new());
+    assert_ne!(docker.endpoint("stranger").identity.id, INIT);
+    docker.node.import(&policy("web", WEB_FROM_CLIENT)).expect("policy");
+    talk(&client, &web, 8080);
+    for family in Family::BOTH {
+        let mut events = docker.node.events(&["drop"]).expect("events");
+        let _attempt = stranger.connect_start(SocketAddr::new(web.ip(family), 8080)).expect("socket");
+        events.wait_drop(&stranger, &web).expect("drop");
+    }
+    // Docker's own names.
+    for name in ["web", "friend"] {
+        let seen = done(&mut docker.cli(&["exec", "stranger", "nslookup", name, "127.0.0.11"]));
+        let of = if name == "web" { &web } else { &client };
+        assert!(seen.contains(&of.ip(Family::V4).to_string()), "{seen}");
+    }
+    // Stopped and started again: another endpoint, the same labels.
+    let before = docker.endpoint("client").name;
+    done(&mut docker.cli(&["stop", "-t", "0", "client"]));
+    done(&mut docker.cli(&["start", "client"]));
+    let client = docker.running("client");
+    assert_ne!(docker.endpoint("client").name, before);
+    talk(&client, &web, 8081);
+    done(&mut docker.cli(&["network", "disconnect", "net", "client"]));
+    assert_eq!(settled(&docker.node).len(), 2);
+    done(&mut docker.cli(&["network", "connect", "net", "client"]));
+    talk(&docker.running("client"), &web, 8082);
+    docker.remove_all();
+    done(&mut docker.cli(&["network", "rm", "net"]));
+    assert_eq!(settled(&docker.node), []);
+}
+
+#[test]
+fn what_is_asked_for_is_done_or_refused() {
+    if skipped(NEEDED) {
+        return;
+    }
+    let docker = Docker::start();
+    let status = docker.node.block_on(docker.node.client().status()).expect("status");
+    let create = |args: &[&str]| refused(docker.cli(&["network", "create", "-d", "pilus"]).args(args).arg("bad"));
+    for (args, named) in [
+        (&["--ipam-driver", "pilus"][..], "--ipv6"),
+        (&["--ipv6", "--subnet", "fd00:1::/64", "--subnet", "10.99.0.0/24"], "--ipam-driver pilus"),
+        (&["--ipam-driver", "pilus", "--ipv6", "--subnet", "10.99.0.0/24"], "10.99.0.0/24"),
+        (&["--ipam-driver", "pilus", "--ipv6", "--internal"], "--internal"),
+        (&["--ipam-driver", "pilus", "--ipv6", "-o", "color=red"], "color"),
+        (&["--ipam-driver", "pilus", "--ipv6", "--subnet", &status.ipv4_range, "--gateway", "10.99.0.9"], "10.99.0.9"),
+    ] {
+        let why = create(args);
+        assert!(why.contains(named), "{args:?}: {why}");
+    }
+    // Addresses of one's own choice: Docker wants to be told the ranges for that.
+    let ranges = ["--subnet", &status.ipv4_range, "--subnet", &status.ipv6_range];
+    done(docker.cli(&["network", "create", "-d", "pilus", "--ipam-driver", "pilus", "--ipv6"]).args(ranges).arg("net"));
+    let base = |range: &str| range.split('/').next().expect("range").to_owned();
+    let ip = base(&status.ipv4_range).replace(".0.0", ".7.7");
+    let ip6 = format!("{}77", base(&status.ipv6_range));
+    let web = docker.run("web", &["--ip", &ip, "--ip6", &ip6]);
+    assert_eq!((web.ip(Family::V4).to_string(), web.ip(Family::V6).to_string()), (ip.clone(), ip6));
+    let mac = docker.inspect("web")["NetworkSettings"]["Networks"]["net"]["MacAddress"].clone();
+    assert_eq!(mac, docker.endpoint("web").interface.mac);
+    let run = |args: &[&str]| refused(docker.cli(&["run", "-d", "--name", "bad", "--net", "net"]).args(args).arg(IMAGE));
+    let bad = |args: &[&str], named: &str| {
+        let why = run(args);
+        assert!(why.contains(named), "{args:?}: {why}");
+        done(&mut docker.cli(&["rm", "bad"]));
+    };
+    // More than once: what is refused keeps no address.
+    for _ in 0..3 {
+        bad(&["-p", "8080:80"], "published ports are not supported");
+        bad(&["--ip", &ip], "taken");
+        bad(&["--ip", &status.router_ipv4], "reserved");
+    }
+    assert_eq!(settled(&docker.node).len(), 1);
+    // One network is enough.
+    docker.network("net2");
+    let why = refused(&mut docker.cli(&["network", "connect", "net2", "web"]));
+    assert!(why.contains("already"), "{why}");
+    let client = docker.run("client", &[]);
+    talk(&client, &web, 8080);
+    docker.remove_all();
+    done(&mut docker.cli(&["network", "rm", "net", "net2"]));
+    assert_eq!(settled(&docker.node), []);
+}
+
+/// Whatever restarts, connections stay, and what was missed is made up for.
+#[test]
+fn restarts_are_no_event() {
+    if skipped(NEEDED) {
+        return;
+    }
+    let mut docker = Docker::start();
+    docker.network("net");
+    let web = docker.run("web", &["--label", "app=web"]);
+    let client = docker.run("client", &["--label", "app=client"]);
+    docker.node.import(&policy("web", WEB_FROM_CLIENT)).expect("policy");
+    let mut talks: Vec<Talk> = Family::BOTH.into_iter().map(|f| Talk::tcp(&client, &web, f, 8080)).collect();
+    let mut go_on = |what: &str| talks.iter_mut().for_each(|t| t.exchange(7).unwrap_or_else(|e| panic!("{what}: {e}")));
+    go_on("nothing");
+    docker.plugin.take().expect("plugin").signal(Signal::SIGKILL);
+    docker.start_plugin("docker.sock");
+    go_on("plugin");
+    docker.node.kill_agent().expect("kill");
+    docker.node.start_agent().expect("agent");
+    go_on("agent");
+    docker.daemon.take().expect("dockerd").signal(Signal::SIGKILL);
+    docker.start_daemon();
+    go_on("dockerd");
+    // Labels that cannot be known in time: connected all the same, under the policy of such containers, until they are known.
+    docker.plugin.take().expect("plugin").signal(Signal::SIGTERM);
+    docker.start_plugin("nowhere.sock");
+    let late = docker.run("late", &["--label", "app=client"]);
+    let model = docker.endpoint("late");
+    assert_eq!((model.identity.id, &model.labels), (INIT, &vec!["reserved:init".to_owned()]));
+    let mut events = docker.node.events(&["drop"]).expect("events");
+    let _attempt = late.connect_start(SocketAddr::new(web.ip(Family::V6), 8081)).expect("socket");
+    events.wait_drop(&late, &web).expect("drop");
+    drop(events);
+    docker.plugin.take().expect("plugin").signal(Signal::SIGKILL);
+    docker.start_plugin("docker.sock");
+    until("labels are known", || if docker.labels("late") == ["container:app=client"] { Ok(()) } else { Err("not yet".into()) });
+    talk(&late, &web, 8090);
+    go_on("labels");
+    // A Docker that forgot everything: what it had goes. A container that is made by hand stays.
+    let hand = docker.node.add("hand-made", &[]).expect("container");
+    docker.remove_all();
+    let gone = docker.run("gone", &[]);
+    let seen = docker.inspect("gone")["State"]["Pid"].as_i64().expect("pid");
+    docker.plugin.take().expect("plugin").signal(Signal::SIGKILL);
+    docker.daemon.take().expect("dockerd").signal(Signal::SIGKILL);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(seen as i32), Signal::SIGKILL).expect("kill");
+    drop(gone);
+    std::fs::rename(docker.node.path("docker"), docker.node.path("docker-old")).expect("rename");
+    docker.start_plugin("docker.sock");
+    docker.start_daemon();
+    until("what Docker forgot goes", || {
+        let endpoints = docker.node.block_on(docker.node.client().endpoints()).map_err(|e| e.to_string())?;
+        if endpoints.len() == 1 { Ok(()) } else { Err(format!("{} endpoints", endpoints.len())) }
+    });
+    assert_eq!(settled(&docker.node)[0].name, hand.name);
+}
+
+/// What the documentation shows.
+#[test]
+fn the_example_works() {
+    if skipped(NEEDED) {
+        return;
+    }
+    let docker = Docker::start();
+    let programs = program("pilus").parent().expect("directory").to_owned();
+    let mut script = tool(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/docker/quickstart.sh"));
+    script.env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default())).env("IMAGE", IMAGE);
+    script.env("PILUS_SOCKET", docker.node.socket()).env("DOCKER_CONFIG", docker.node.path("docker-config"));
+    script.env("DOCKER_HOST", format!("unix://{}", docker.node.path("docker.sock").display()));
+    let text = done(&mut script);
+    assert_eq!((text.matches("client reaches").count(), text.matches("stranger does not").count()), (2, 2), "{text}");
+    assert_eq!(settled(&docker.node), []);
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+#[path = "../kernel/support.rs"]
+#[allow(dead_code, reason = "shared with the kernel tests, which use more of it")]
+mod support;
+
+mod docker;
+mod runtime;

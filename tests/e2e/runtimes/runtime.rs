@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runtimes as processes of a node, and an image made of what the machine has.
+
+use crate::support::until;
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pilus_e2e::{Container, Node};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// The image's name. Its containers wait to be removed.
+pub const IMAGE: &str = "localhost/pilus-test:1";
+
+/// A program of the system.
+pub fn tool(name: impl AsRef<std::ffi::OsStr>) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "tests start runtimes")]
+    Command::new(name)
+}
+
+/// The first of these that is not installed: reason to skip a test.
+pub fn missing(tools: &[&'static str]) -> Option<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    tools.iter().copied().find(|tool| !std::env::split_paths(&path).any(|d| d.join(tool).exists()))
+}
+
+/// Says why a test does not run.
+pub fn skipped(tools: &[&'static str]) -> bool {
+    let missing = missing(tools);
+    if let Some(tool) = missing {
+        println!("skipped: {tool} is not installed");
+    }
+    missing.is_some()
+}
+
+/// Output of a command that must succeed.
+pub fn done(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// What a command that must fail says.
+pub fn refused(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(!output.status.success(), "{command:?} succeeded");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A process of the node, which does not outlive it.
+pub struct Daemon(Child);
+
+impl Daemon {
+    pub fn start(node: &Node, log: &str, command: &Command) -> Self {
+        let mut whole = tool("setpriv");
+        whole.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        whole.envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        let log = File::options().create(true).append(true).open(node.path(log)).expect("log");
+        whole.process_group(0).stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
+        Self(node.run_inside(move || whole.spawn()).expect("node").expect("start"))
+    }
+
+    pub fn signal(mut self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id() as i32), signal).expect("signal");
+        self.0.wait().expect("end");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// A /run of the node's own: sockets, plugins and namespaces of its runtimes.
+pub fn private_run(node: &Node) {
+    let mounted = node.run_inside(|| mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>));
+    mounted.expect("node").expect("mount /run");
+}
+
+/// An image of busybox alone, in the form that `docker load` and `ctr images import` read.
+pub fn image(node: &Node) -> PathBuf {
+    let dir = node.path("image");
+    let bin = dir.join("root/bin");
+    std::fs::create_dir_all(&bin).expect("directory");
+    let busybox = std::fs::canonicalize("/bin/busybox").expect("busybox");
+    std::fs::copy(busybox, bin.join("busybox")).expect("busybox");
+    for applet in ["sh", "sleep", "ping", "nslookup", "ip"] {
+        std::os::unix::fs::symlink("busybox", bin.join(applet)).expect("link");
+    }
+    let tar = |out: &Path, root: &Path, what: &[&str]| done(tool("tar").arg("-C").arg(root).arg("-cf").arg(out).args(what));
+    tar(&dir.join("layer.tar"), &dir.join("root"), &["."]);
+    let sum = done(tool("sha256sum").arg(dir.join("layer.tar")));
+    let layer = format!("sha256:{}", sum.split(' ').next().unwrap_or_default());
+    let config = json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [layer] },
+        "config": { "Cmd": ["/bin/sleep", "1000000"], "Env": ["PATH=/bin"] } });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    for (name, value) in [("config.json", config), ("manifest.json", manifest)] {
+        std::fs::write(dir.join(name), value.to_string()).expect("file");
+    }
+    let archive = dir.join("image.tar");
+    tar(&archive, &dir, &["manifest.json", "config.json", "layer.tar"]);
+    archive
+}
+
+/// containerd, with everything of its own in the node's directory.
+pub fn containerd(node: &Node) -> (Daemon, PathBuf) {
+    let dir = node.path("containerd");
+    std::fs::create_dir_all(&dir).expect("directory");
+    let socket = dir.join("sock");
+    let at = |name: &str| dir.join(name).display().to_string();
+    let config = format!(
+        "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{}\"\n",
+        at("lib"),
+        at("run"),
+        socket.display()
+    );
+    std::fs::write(dir.join("config.toml"), config).expect("config");
+    let daemon = Daemon::start(node, "containerd.log", tool("containerd").arg("-c").arg(dir.join("config.toml")));
+    until("containerd answers", || {
+        let out = tool("ctr").arg("-a").arg(&socket).arg("version").stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    });
+    (daemon, socket)
+}
+
+/// A process' namespace as a container of the harness, with the addresses that its runtime says.
+pub fn container(name: &str, pid: u64, ipv4: &Value, ipv6: &Value) -> Container {
+    let file = File::open(format!("/proc/{pid}/ns/net")).expect("namespace");
+    let mut container = Container::of(name, file).expect("container");
+    container.ipv4 = ipv4.as_str().and_then(|ip| ip.parse().ok());
+    container.ipv6 = ipv6.as_str().and_then(|ip| ip.parse().ok()).expect("an IPv6 address");
+    container
+}
