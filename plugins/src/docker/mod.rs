@@ -255,7 +255,7 @@ impl Driver {
         let endpoint = needed(request, "EndpointID")?;
         let network = needed(request, "NetworkID")?;
         let sandbox = text(request, "SandboxKey");
-        if lock(&self.joined).iter().any(|(other, s)| s == sandbox && other != endpoint) {
+        if lock(&self.joined).iter().any(|(other, s)| s == sandbox && !s.is_empty() && other != endpoint) {
             return Err("the container is in a network of Pilus already; one is enough: policy says whom it reaches".into());
         }
         let name = reference(endpoint);

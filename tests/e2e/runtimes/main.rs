@@ -3,5 +3,6 @@
 #[allow(dead_code, reason = "shared with the kernel tests, which use more of it")]
 mod support;
 
+mod containerd;
 mod docker;
 mod runtime;

@@ -68,6 +68,11 @@ impl Daemon {
         kill(Pid::from_raw(self.0.id() as i32), signal).expect("signal");
         self.0.wait().expect("end");
     }
+
+    /// Until it ends by itself.
+    pub fn wait(mut self) {
+        self.0.wait().expect("end");
+    }
 }
 
 impl Drop for Daemon {
