@@ -132,6 +132,13 @@ impl Drop for Docker {
                 let _ = self.cli(&["rm", "-f", id]).output();
             }
         }
+        // Nor one that Docker itself has forgotten.
+        let ctr = |args: &[&str]| tool("ctr").arg("-a").arg(&self.containerd_socket).args(["-n", "moby", "tasks"]).args(args).output();
+        if let Ok(out) = ctr(&["ls", "-q"]) {
+            for id in String::from_utf8_lossy(&out.stdout).split_whitespace() {
+                let _ = ctr(&["delete", "-f", id]);
+            }
+        }
     }
 }
 
