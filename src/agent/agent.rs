@@ -2,12 +2,13 @@
 //! Puts the parts together and runs them.
 
 use crate::control::{Event, Initial, Readers, World};
+use crate::datapath::Tables;
 use crate::datapath::endpoints::{EndpointReconciler, Parts};
+use crate::datapath::gc::FlowKeeper;
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{Programs, Shape, embedded};
-use crate::datapath::{Tables, gc};
 use crate::ipam::Ipam;
 use crate::kvstore::{Embedded, Store, StoreError};
 use crate::locks::{LockError, Locks};
@@ -76,6 +77,7 @@ pub struct Agent {
     pub endpoints: Arc<EndpointReconciler>,
     pub policies: Arc<PolicyReconciler>,
     pub tables: Arc<Tables>,
+    pub flows: FlowKeeper,
     pub programs: Arc<Programs>,
     pub templates: Arc<TemplateStore>,
     pub monitor: Monitor,
@@ -174,7 +176,7 @@ impl Agent {
         let kernel = probe::Features::probe()?;
         let netlink = Netlink::new()?;
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
-        gc::write_timeouts(&tables)?;
+        let flows = FlowKeeper::new(Arc::clone(&tables), options.flow_timeouts)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
         let programs = Arc::new(Programs::new(fs.clone(), cache));
@@ -247,6 +249,7 @@ impl Agent {
             endpoints: Arc::clone(&endpoints),
             policies: Arc::clone(&policies),
             tables,
+            flows,
             programs,
             templates,
             monitor,
@@ -340,14 +343,13 @@ impl Agent {
     }
 
     async fn sweep_flows(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(Duration::from_secs(10));
         loop {
-            ticks.tick().await;
+            self.flows.due().await;
             let Ok(shape) = self.host_shape(&self.templates.current()).await else { continue };
-            let tables = Arc::clone(&self.tables);
-            let swept = tokio::task::spawn_blocking(move || shape.program("flow_clock").ok().map(|p| gc::sweep(&tables, p))).await;
+            let this = Arc::clone(&self);
+            let swept = tokio::task::spawn_blocking(move || shape.program("flow_clock").ok().map(|p| this.flows.sweep(p))).await;
             match swept {
-                Ok(Some(Ok((seen, removed)))) => tracing::debug!(seen, removed, "flows swept"),
+                Ok(Some(Ok(stats))) => tracing::debug!(?stats, "flows swept"),
                 Ok(Some(Err(e))) => tracing::warn!(error = %e, "flow sweep"),
                 _ => {}
             }

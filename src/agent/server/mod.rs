@@ -3,6 +3,7 @@
 
 mod endpoint;
 mod flows;
+mod flowtable;
 mod maps;
 mod node;
 mod policy;
@@ -122,6 +123,7 @@ pub fn router(agent: App) -> Router {
         .route("/v1/map", get(maps::list))
         .route("/v1/map/{name}", get(maps::show).delete(maps::flush))
         .route("/v1/flows", get(flows::follow))
+        .route("/v1/flowtable", get(flowtable::list).delete(flowtable::flush))
         .route("/v1/template", get(template::status))
         .route("/v1/template/check", post(template::check))
         .route("/v1/template/apply", post(template::apply))

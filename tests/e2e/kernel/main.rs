@@ -2,6 +2,7 @@
 mod answers;
 mod badinput;
 mod basic;
+mod ct;
 mod faults;
 mod node;
 mod restart;

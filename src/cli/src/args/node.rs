@@ -42,12 +42,25 @@ pub enum BpfCommand {
 }
 
 /// `pilus bpf ct`.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum CtCommand {
     /// List connections
-    List,
-    /// Forget all connections; policy judges their next packets anew
-    Flush,
+    #[command(
+        long_about = "List connections, one line each: who opened it to whom, how it stands, and what went each way (packets/bytes).\n\n\
+        IDLE is the time since a packet was seen, EXPIRES the time until the entry goes if none comes (seconds). \
+        The agent's options flow-timeout-… set it; see `pilus config`."
+    )]
+    List(CtOf),
+    /// Forget connections; policy judges their next packets anew
+    Flush(CtOf),
+}
+
+/// Which connections.
+#[derive(Args, Clone, Debug)]
+pub struct CtOf {
+    /// Only those of this endpoint
+    #[arg(long, value_name = "E", value_parser = reference)]
+    pub endpoint: Option<String>,
 }
 
 /// `pilus bpf MAP`.
