@@ -12,6 +12,7 @@ use crate::datapath::programs::{Programs, Shape, embedded};
 use crate::ipam::Ipam;
 use crate::kvstore::{Embedded, Store, StoreError};
 use crate::locks::{LockError, Locks};
+use crate::metrics::{self, ApiStats};
 use crate::monitor::Monitor;
 use crate::options::{AllowLocalhost, EnablePolicy, EndpointBuild, Options, Prefix};
 use crate::persist::{self, Persisted};
@@ -28,10 +29,11 @@ use pilus_model::abi::{SLOT_FIRST, SLOT_NODES};
 use pilus_model::endpoint::EndpointId;
 use pilus_model::policy::EnforcementMode;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// Why the agent cannot start. Some are for the administrator to mend (exit 2).
@@ -51,6 +53,8 @@ pub enum StartError {
     Program(String),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("option `metrics-addr`: cannot listen at {at}: {source}; choose another port, or end who has it")]
+    Listen { at: SocketAddr, source: std::io::Error },
     #[error("option `{option}`: {message}")]
     Option { option: &'static str, message: String },
 }
@@ -81,6 +85,7 @@ pub struct Agent {
     pub programs: Arc<Programs>,
     pub templates: Arc<TemplateStore>,
     pub monitor: Monitor,
+    pub api_stats: ApiStats,
     pub netlink: Netlink,
     pub host: HostSide,
     pub kernel: (u32, u32),
@@ -155,6 +160,13 @@ async fn mtu(options: &Options, netlink: &Netlink) -> Result<u16, StartError> {
     Ok(device.map_or(1500, |d| d.mtu.clamp(1280, 65535) as u16))
 }
 
+/// Where Prometheus asks. Taken before anything is touched, so that an address in use is told at once.
+async fn listen(at: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let Some(at) = at else { return Ok(None) };
+    let listener = TcpListener::bind(at).await.map_err(|source| StartError::Listen { at, source })?;
+    Ok(Some(listener))
+}
+
 /// `Some(N)` of the options as the model names it.
 pub fn enforcement(mode: EnablePolicy) -> EnforcementMode {
     match mode {
@@ -171,6 +183,7 @@ impl Agent {
         make_dir(&options.run_dir)?;
         let fs = open_bpffs(&options.bpf_root)?;
         let locks = Locks::take(&options.state_dir, fs.root())?;
+        let metrics_listener = listen(options.metrics_addr).await?;
         fs.remove_unfinished()?;
         let store: Arc<dyn Store> = Embedded::open(&options.state_dir)?;
         let kernel = probe::Features::probe()?;
@@ -253,6 +266,7 @@ impl Agent {
             programs,
             templates,
             monitor,
+            api_stats: ApiStats::default(),
             netlink,
             host,
             kernel: kernel.kernel,
@@ -278,6 +292,9 @@ impl Agent {
         tokio::spawn(world.run(queue, endpoint_status));
         tokio::spawn(Arc::clone(&agent).sweep_flows());
         tokio::spawn(Arc::clone(&agent).promote());
+        if let Some(listener) = metrics_listener {
+            tokio::spawn(metrics::serve(Arc::clone(&agent), listener));
+        }
         Ok(agent)
     }
 

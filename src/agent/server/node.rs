@@ -201,6 +201,11 @@ pub async fn debuginfo(State(agent): State<App>) -> Json<Lines> {
     Json(Lines { lines })
 }
 
+pub async fn metrics(State(agent): State<App>) -> Result<Json<Vec<MetricModel>>, Failure> {
+    let listed = tokio::task::spawn_blocking(move || crate::metrics::list(&agent)).await;
+    Ok(Json(listed.map_err(Failure::failed)?.map_err(Failure::failed)?))
+}
+
 #[derive(Deserialize)]
 pub struct Confirm {
     confirm: Option<bool>,

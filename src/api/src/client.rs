@@ -5,8 +5,8 @@ use crate::error::{ClientError, one_line};
 use crate::flows::{FlowFilter, Flows};
 use crate::types::{
     ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlushResult, HeaderModel, IdentityModel,
-    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait, StatusModel,
-    TemplateResult, TemplateStatus,
+    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait,
+    StatusModel, TemplateResult, TemplateStatus,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -240,6 +240,11 @@ impl Client {
     /// `DELETE /v1/map/flows`: forgets all connections.
     pub async fn flush_flows(&self) -> Result<(), ClientError> {
         self.call_empty(Method::DELETE, "/v1/map/flows").await.map(drop)
+    }
+
+    /// `GET /v1/metrics`.
+    pub async fn metrics(&self) -> Result<Vec<MetricModel>, ClientError> {
+        self.get("/v1/metrics").await
     }
 
     /// `GET /v1/flowtable`: connections, of one endpoint or all.

@@ -3,8 +3,8 @@
 
 use crate::types::{
     ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlowEvent, FlushResult, HeaderModel,
-    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait,
-    StatusModel, TemplateResult, TemplateStatus,
+    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyImport, PolicyModel, PolicyRevision,
+    PolicyWait, StatusModel, TemplateResult, TemplateStatus,
 };
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -138,6 +138,7 @@ fn kernel(doc: &mut Document) {
     doc.get("/v1/map", "listMaps", "Maps of the datapath").answer::<Vec<MapInfo>>(200, "Maps").done();
     doc.get("/v1/map/{name}", "getMap", "Entries of a map").answer::<MapModel>(200, "Entries").fails(&[404]).done();
     doc.route("delete", "/v1/map/flows", "flushFlows", "Forgets all connections").empty(204, "Forgotten").done();
+    doc.get("/v1/metrics", "listMetrics", "What the agent and the datapath count").answer::<Vec<MetricModel>>(200, "Samples").done();
     doc.get("/v1/flowtable", "listFlowTable", "Connections as the datapath keeps them")
         .query("endpoint", "string", false, "Only those of this endpoint")
         .answer::<Vec<FlowEntry>>(200, "Connections, both families")

@@ -328,6 +328,16 @@ pub struct FlushResult {
     pub removed: u64,
 }
 
+/// `GET /v1/metrics`: one sample.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, JsonSchema)]
+pub struct MetricModel {
+    /// As Prometheus names it.
+    pub name: String,
+    pub help: String,
+    pub labels: BTreeMap<String, String>,
+    pub value: f64,
+}
+
 /// One line of `GET /v1/flows` (newline-delimited JSON).
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]

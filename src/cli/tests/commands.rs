@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{Agent, endpoint, status};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn status_and_version() {
@@ -202,6 +202,27 @@ udp    slot 257  host  [fd00::3]:5000  [fd00::1]:53  denied                 deny
     assert_eq!(agent.ok(&["bpf", "ct", "flush"]), "Forgot 2 connections\n");
     assert_eq!(agent.json(&["bpf", "ct", "flush"]), json!({"removed": 2}));
     assert_eq!(agent.fails(1, &["bpf", "ct", "flush", "--endpoint", "257"]), "no endpoint 257");
+}
+
+#[test]
+fn metrics_are_listed() {
+    let agent = Agent::new();
+    let sample = |name, labels: Value, value| json!({"name": name, "help": "h", "labels": labels, "value": value});
+    let samples = json!([
+        sample("pilus_dropped_packets_total", json!({"reason": "Policy denied", "direction": "egress"}), 3.0),
+        sample("pilus_dropped_packets_total", json!({"reason": "Invalid packet", "direction": "egress"}), 0.0),
+        sample("pilus_policy_revision", json!({}), 7.0),
+    ]);
+    agent.on("GET /v1/metrics", 200, &samples);
+    let table = "\
+NAME                         LABELS                                     VALUE
+pilus_dropped_packets_total  direction=\"egress\" reason=\"Policy denied\"  3
+pilus_policy_revision        -                                          7
+";
+    assert_eq!(agent.ok(&["metrics", "list"]), table);
+    assert_eq!(agent.ok(&["metrics", "list", "revision", "--no-headers"]), "pilus_policy_revision  -  7\n");
+    assert_eq!(agent.ok(&["metrics", "list", "--all"]).lines().count(), 4);
+    assert_eq!(agent.json(&["metrics", "list"]), samples);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod badinput;
 mod basic;
 mod ct;
 mod faults;
+mod metrics;
 mod node;
 mod restart;
 mod revoke;

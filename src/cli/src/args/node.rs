@@ -70,6 +70,21 @@ pub enum ListCommand {
     List,
 }
 
+/// `pilus metrics`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum MetricsCommand {
+    /// List all samples; Prometheus gets the same from the agent's option metrics-addr
+    #[command(after_long_help = "Examples:\n  pilus metrics list\n  pilus metrics list flow_table\n  pilus metrics list --all -o json")]
+    List {
+        /// Only names that contain this
+        #[arg(value_name = "TEXT")]
+        name: Option<String>,
+        /// Also those that are zero
+        #[arg(long)]
+        all: bool,
+    },
+}
+
 /// `pilus monitor`.
 #[derive(Args, Debug)]
 #[command(

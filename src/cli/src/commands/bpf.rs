@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `pilus bpf`.
 
-use crate::args::BpfCommand;
 use crate::args::node::CtCommand;
+use crate::args::{BpfCommand, MetricsCommand};
 use crate::failure::Failure;
 use crate::output::Output;
 use pilus_api::Client;
-use pilus_api::types::{FlowCount, FlowEnd, FlowEntry};
+use pilus_api::types::{FlowCount, FlowEnd, FlowEntry, MetricModel};
 
 /// Runs one of the commands.
 pub async fn run(client: &Client, out: &mut Output, command: &BpfCommand) -> Result<(), Failure> {
@@ -25,6 +25,23 @@ pub async fn run(client: &Client, out: &mut Output, command: &BpfCommand) -> Res
         BpfCommand::Metrics(_) => "metrics",
     };
     out.show(&client.map(map).await?, |out, map| out.table(&map.columns, &map.rows))
+}
+
+/// Lists samples. In JSON and YAML the zeros stay: who reads those wants to find every name.
+pub async fn metrics(client: &Client, out: &mut Output, command: &MetricsCommand) -> Result<(), Failure> {
+    let MetricsCommand::List { name, all } = command;
+    let mut samples = client.metrics().await?;
+    samples.retain(|s| name.as_ref().is_none_or(|n| s.name.contains(n)));
+    out.show(&samples, |out, samples| {
+        let shown = samples.iter().filter(|s| *all || s.value != 0.0);
+        let rows: Vec<_> = shown.map(|s| vec![s.name.clone(), labels(s), s.value.to_string()]).collect();
+        out.table(&["name", "labels", "value"], &rows)
+    })
+}
+
+fn labels(sample: &MetricModel) -> String {
+    let pairs: Vec<String> = sample.labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
+    pairs.join(" ")
 }
 
 const COLUMNS: [&str; 11] = ["proto", "from", "to", "source", "destination", "state", "verdict", "idle", "expires", "sent", "received"];
