@@ -344,7 +344,7 @@ pub struct MetricModel {
 pub struct FlowEvent {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `agent`, `lost`.
+    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `l7`, `agent`, `lost`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Reason of a drop, trace point, or what the agent says.
@@ -370,9 +370,12 @@ pub struct FlowEvent {
     /// Length of the packet, bytes.
     #[serde(default)]
     pub length: u32,
-    /// What a packet tool would print, e.g. `10.5.1.1:41000 -> 10.5.1.2:80 tcp SYN`.
+    /// What a packet tool would print, e.g. `10.5.1.1.41000 > 10.5.1.2.80 tcp SYN seq 1 win 64240 length 0`.
     #[serde(default)]
     pub summary: String,
+    /// The lower headers, e.g. `02:… > 02:… type 0x0800, IPv4 ttl 64 tos 0x0 id 0 DF length 60`.
+    #[serde(default)]
+    pub headers: String,
     /// First bytes from the Ethernet header, hex.
     #[serde(default)]
     pub packet: String,

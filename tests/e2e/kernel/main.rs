@@ -5,6 +5,7 @@ mod basic;
 mod ct;
 mod faults;
 mod metrics;
+mod monitor;
 mod node;
 mod restart;
 mod revoke;

@@ -3,7 +3,7 @@
 
 mod bpf;
 mod endpoint;
-mod event;
+pub mod event;
 mod generate;
 mod monitor;
 mod node;
