@@ -4,9 +4,9 @@
 use crate::error::{ClientError, one_line};
 use crate::flows::{FlowFilter, Flows};
 use crate::types::{
-    ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, HeaderModel, IdentityModel, IpamModel,
-    LabelsRequest, Lines, LogEntry, MapInfo, MapModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait, StatusModel, TemplateResult,
-    TemplateStatus,
+    ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlushResult, HeaderModel, IdentityModel,
+    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait,
+    StatusModel, TemplateResult, TemplateStatus,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -242,6 +242,21 @@ impl Client {
         self.call_empty(Method::DELETE, "/v1/map/flows").await.map(drop)
     }
 
+    /// `GET /v1/metrics`.
+    pub async fn metrics(&self) -> Result<Vec<MetricModel>, ClientError> {
+        self.get("/v1/metrics").await
+    }
+
+    /// `GET /v1/flowtable`: connections, of one endpoint or all.
+    pub async fn flow_table(&self, endpoint: Option<&str>) -> Result<Vec<FlowEntry>, ClientError> {
+        self.get(&flow_table(endpoint)).await
+    }
+
+    /// `DELETE /v1/flowtable`: forgets connections, of one endpoint or all.
+    pub async fn flush_flow_table(&self, endpoint: Option<&str>) -> Result<FlushResult, ClientError> {
+        self.call(Method::DELETE, &flow_table(endpoint), NO_BODY).await
+    }
+
     /// `GET /v1/flows`: subscribes to events.
     pub async fn flows(&self, filter: &FlowFilter) -> Result<Flows, ClientError> {
         let (connection, response) = self.send(Method::GET, &filter.target(), Bytes::new()).await?;
@@ -394,6 +409,11 @@ fn path_of(method: &Method, target: &str) -> String {
 
 fn endpoint_path(id: &str, rest: &str) -> String {
     format!("/v1/endpoint/{}{rest}", encode(id))
+}
+
+fn flow_table(endpoint: Option<&str>) -> String {
+    let pairs: Vec<(&str, String)> = endpoint.map(|e| ("endpoint", e.to_owned())).into_iter().collect();
+    query("/v1/flowtable", &pairs)
 }
 
 fn labelled(labels: &[String]) -> String {

@@ -272,13 +272,79 @@ pub struct MapInfo {
     pub value_size: usize,
 }
 
+/// `GET /v1/flowtable`: one connection, as the datapath keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEntry {
+    /// 4 or 6.
+    pub family: u8,
+    /// `tcp`, `udp`, `icmp`, `icmp6`, or the protocol's number.
+    pub protocol: String,
+    /// Who sent the first packet.
+    pub source: FlowEnd,
+    pub destination: FlowEnd,
+    /// TCP: `opening`, `established`, `closing`. Others: `unreplied`, `replied`. `denied` where policy denies.
+    pub state: String,
+    /// `allow`, `deny`, or `audit`: denied, but let through.
+    pub verdict: String,
+    /// Seconds since a packet was seen.
+    pub idle: u32,
+    /// Seconds until the entry goes unless a packet comes.
+    pub expires: u32,
+    /// Seconds since the entry was made; IPv4 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age: Option<u32>,
+    /// From source to destination.
+    pub sent: FlowCount,
+    /// From destination to source.
+    pub received: FlowCount,
+    /// What else the entry says, e.g. `midstream`.
+    pub flags: Vec<String>,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct FlowEnd {
+    pub address: std::net::IpAddr,
+    /// Port; the identifier of an ICMP echo; otherwise 0.
+    pub port: u16,
+    /// Row in the endpoint table.
+    pub slot: u16,
+    /// Name of the endpoint; `host` and `world`; empty if nobody has the slot any more.
+    pub name: String,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct FlowCount {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// `DELETE /v1/flowtable`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct FlushResult {
+    /// Entries removed.
+    pub removed: u64,
+}
+
+/// `GET /v1/metrics`: one sample.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, JsonSchema)]
+pub struct MetricModel {
+    /// As Prometheus names it.
+    pub name: String,
+    pub help: String,
+    pub labels: BTreeMap<String, String>,
+    pub value: f64,
+}
+
 /// One line of `GET /v1/flows` (newline-delimited JSON).
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowEvent {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `agent`, `lost`.
+    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `l7`, `agent`, `lost`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Reason of a drop, trace point, or what the agent says.
@@ -304,9 +370,12 @@ pub struct FlowEvent {
     /// Length of the packet, bytes.
     #[serde(default)]
     pub length: u32,
-    /// What a packet tool would print, e.g. `10.5.1.1:41000 -> 10.5.1.2:80 tcp SYN`.
+    /// What a packet tool would print, e.g. `10.5.1.1.41000 > 10.5.1.2.80 tcp SYN seq 1 win 64240 length 0`.
     #[serde(default)]
     pub summary: String,
+    /// The lower headers, e.g. `02:… > 02:… type 0x0800, IPv4 ttl 64 tos 0x0 id 0 DF length 60`.
+    #[serde(default)]
+    pub headers: String,
     /// First bytes from the Ethernet header, hex.
     #[serde(default)]
     pub packet: String,

@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{Agent, endpoint, status};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn status_and_version() {
@@ -160,25 +160,69 @@ fn labels_and_options_change() {
 fn identities_and_maps() {
     let agent = Agent::new();
     let web = json!({"id": 4711, "labels": ["k8s:app=web", "k8s:tier=front"]});
-    agent.on("GET /v1/identity", 200, json!([{"id": 1, "labels": ["reserved:host"]}, web])).on("GET /v1/identity/4711", 200, &web).on(
-        "DELETE /v1/map/flows",
-        204,
-        "",
-    );
+    agent.on("GET /v1/identity", 200, json!([{"id": 1, "labels": ["reserved:host"]}, web])).on("GET /v1/identity/4711", 200, &web);
     assert_eq!(agent.ok(&["identity", "list"]), "ID    LABELS\n1     reserved:host\n4711  k8s:app=web,k8s:tier=front\n");
     assert_eq!(agent.json(&["identity", "list"])[1], web);
     assert_eq!(agent.ok(&["identity", "get", "4711"]), "ID:     4711\nLabels: k8s:app=web k8s:tier=front\n");
     assert_eq!(agent.json(&["identity", "get", "4711"]), web);
-    for (command, map) in [("ct", "flows"), ("policy", "policy"), ("ipcache", "ipcache"), ("endpoint", "endpoint"), ("metrics", "metrics")]
-    {
+    for (command, map) in [("policy", "policy"), ("ipcache", "ipcache"), ("endpoint", "endpoint"), ("metrics", "metrics")] {
         let model = json!({"name": map, "columns": ["key", "packets in"], "rows": [["a", "1"], ["", "22"]]});
         agent.on(&format!("GET /v1/map/{map}"), 200, &model);
         assert_eq!(agent.ok(&["bpf", command, "list"]), "KEY  PACKETS IN\na    1\n-    22\n");
         assert_eq!(agent.json(&["bpf", command, "list"]), model);
     }
-    assert_eq!(agent.ok(&["bpf", "ct", "flush"]), "Forgot all connections\n");
-    assert_eq!(agent.json(&["bpf", "ct", "flush"]), json!({"flushed": true}));
     agent.fails(2, &["bpf", "policy", "flush"]);
+}
+
+#[test]
+fn connections_are_listed_and_forgotten() {
+    let agent = Agent::new();
+    let end = |address, port, slot, name| json!({"address": address, "port": port, "slot": slot, "name": name});
+    let count = |packets, bytes| json!({"packets": packets, "bytes": bytes});
+    let flows = json!([
+        {"family": 4, "protocol": "tcp", "source": end("10.5.0.3", 41000, 257, "client"), "destination": end("10.5.0.4", 80, 258, "web"),
+         "state": "established", "verdict": "allow", "idle": 3, "expires": 21597, "age": 9, "sent": count(4, 400), "received": count(3, 9000),
+         "flags": ["midstream"]},
+        {"family": 6, "protocol": "udp", "source": end("fd00::3", 5000, 257, ""), "destination": end("fd00::1", 53, 1, "host"),
+         "state": "denied", "verdict": "deny", "idle": 0, "expires": 60, "sent": count(1, 70), "received": count(0, 0), "flags": []},
+    ]);
+    agent
+        .on("GET /v1/flowtable", 200, &flows)
+        .on("GET /v1/flowtable?endpoint=name:web", 200, json!([]))
+        .on("DELETE /v1/flowtable", 200, json!({"removed": 2}))
+        .on("DELETE /v1/flowtable?endpoint=257", 404, json!({"code": "not-found", "message": "no endpoint 257"}));
+    let table = "\
+PROTO  FROM      TO    SOURCE          DESTINATION   STATE                  VERDICT  IDLE  EXPIRES  SENT   RECEIVED
+tcp    client    web   10.5.0.3:41000  10.5.0.4:80   established,midstream  allow    3s    21597s   4/400  3/9000
+udp    slot 257  host  [fd00::3]:5000  [fd00::1]:53  denied                 deny     0s    60s      1/70   0/0
+";
+    assert_eq!(agent.ok(&["bpf", "ct", "list"]), table);
+    assert_eq!(agent.json(&["bpf", "ct", "list"]), flows);
+    assert_eq!(agent.ok(&["bpf", "ct", "list", "--endpoint", "web", "--no-headers"]), "");
+    assert_eq!(agent.ok(&["bpf", "ct", "flush"]), "Forgot 2 connections\n");
+    assert_eq!(agent.json(&["bpf", "ct", "flush"]), json!({"removed": 2}));
+    assert_eq!(agent.fails(1, &["bpf", "ct", "flush", "--endpoint", "257"]), "no endpoint 257");
+}
+
+#[test]
+fn metrics_are_listed() {
+    let agent = Agent::new();
+    let sample = |name, labels: Value, value| json!({"name": name, "help": "h", "labels": labels, "value": value});
+    let samples = json!([
+        sample("pilus_dropped_packets_total", json!({"reason": "Policy denied", "direction": "egress"}), 3.0),
+        sample("pilus_dropped_packets_total", json!({"reason": "Invalid packet", "direction": "egress"}), 0.0),
+        sample("pilus_policy_revision", json!({}), 7.0),
+    ]);
+    agent.on("GET /v1/metrics", 200, &samples);
+    let table = "\
+NAME                         LABELS                                     VALUE
+pilus_dropped_packets_total  direction=\"egress\" reason=\"Policy denied\"  3
+pilus_policy_revision        -                                          7
+";
+    assert_eq!(agent.ok(&["metrics", "list"]), table);
+    assert_eq!(agent.ok(&["metrics", "list", "revision", "--no-headers"]), "pilus_policy_revision  -  7\n");
+    assert_eq!(agent.ok(&["metrics", "list", "--all"]).lines().count(), 4);
+    assert_eq!(agent.json(&["metrics", "list"]), samples);
 }
 
 #[test]

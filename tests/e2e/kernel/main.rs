@@ -2,9 +2,12 @@
 mod answers;
 mod badinput;
 mod basic;
+mod ct;
 mod disk;
 mod faults;
 mod labels;
+mod metrics;
+mod monitor;
 mod node;
 mod outside;
 mod restart;
