@@ -77,13 +77,14 @@ impl Swapper<'_> {
     }
 }
 
-/// Takes the client's program away and puts it back: what no swap does.
-fn detach_once(node: &Node) -> Result<()> {
+/// Takes the client's program away, waits for what that does, and puts it back: what no swap does.
+fn detach_once(node: &Node, seen: impl FnOnce() + Send) -> Result<()> {
     let ifindex = node.block_on(node.client().endpoint("name:client"))?.interface.index;
     node.run(|| -> Result<()> {
         let id = hook::tc_info(ifindex, Dir::Ingress)?.context("no filter")?;
         let program = Program::by_id(id)?.context("no program")?;
         hook::detach_tc(ifindex, Dir::Ingress, false)?;
+        seen();
         Ok(hook::attach_tc(&program, ifindex, Dir::Ingress)?)
     })
 }
@@ -93,7 +94,7 @@ fn control() -> Result<u64> {
     let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
     let (client, server) = pair(&node)?;
     let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000)?;
-    detach_once(&node)?;
+    detach_once(&node, || traffic.wait_lost())?;
     let Traffic { sent, received } = traffic.join();
     ensure!(received < sent, "the program was detached and nothing was lost");
     Ok(sent - received)
@@ -169,7 +170,7 @@ pub fn open_loop(plan: &Plan) -> Result<Vec<Row>> {
     let control = {
         let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
         let (client, server) = pair(&node)?;
-        let (sent, received, _) = burst((&client, &server), Family::V6, || detach_once(&node).map(|()| 1))?;
+        let (sent, received, _) = burst((&client, &server), Family::V6, || detach_once(&node, || {}).map(|()| 1))?;
         ensure!(received < sent, "the program was detached and nothing was lost");
         sent - received
     };
