@@ -85,6 +85,8 @@ pub enum Event {
     /// `None`: all rules.
     DeletePolicy(Option<Labels>, Reply<(usize, RuleSet)>),
     Enforcement(EnforcementMode, Reply<u64>),
+    /// A copy of the engine, to ask it.
+    Engine(Reply<Box<Engine>>),
     /// A template tree that was checked is the one to run from now on.
     Tree(Arc<str>, Reply<Revision>),
     HostAddresses(Vec<IpAddr>),
@@ -123,7 +125,7 @@ pub struct Readers {
 const LOG_ENTRIES: usize = 32;
 
 /// Old blocks stay until no endpoint uses them: new ones must fit beside them.
-fn room() -> Room {
+pub fn room() -> Room {
     let blocks = abi::MAPS.iter().find(|m| m.name == abi::map::POLICY).map_or(0, |m| m.max_entries as usize / 2);
     Room { blocks, records: RULE_RECORDS as usize - 1 }
 }
@@ -351,6 +353,7 @@ impl World {
                 let revision = self.revision();
                 after.push(Box::new(move |_| drop(reply.send(Ok(revision)))));
             }
+            Event::Engine(reply) => drop(reply.send(Ok(Box::new(self.engine.clone())))),
             Event::Tree(tree, reply) => {
                 self.tree = tree;
                 let rows: Vec<_> = self.endpoints.rows().values().map(|s| (Arc::clone(&s.record), s.regeneration)).collect();

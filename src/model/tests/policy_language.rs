@@ -2,6 +2,7 @@
 //! Peers beyond selectors, ports beyond numbers, rules about what is said, and NetworkPolicy: what is taken, and that the
 //! rest is refused with its line and field.
 
+use pilus_model::identity::NumericIdentity;
 use pilus_model::label::Labels;
 use pilus_model::policy::input::{Options, parse, parse_all, parse_with};
 use pilus_model::policy::{EnforcementMode, Engine, InputError, Port, Refused, Rule, Subject, shadowed};
@@ -240,4 +241,42 @@ fn prefixes_of_containers_are_told() {
         told[0].starts_with("t.yaml:1: 10.0.0.0/8 ") && told[1].contains("10.5.0.0/24") && told[1].contains("will not match them"),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_preview_names_the_verdicts_that_change() {
+    let labels = |app: &str| Labels::parse([format!("k8s:app={app}")]).unwrap();
+    let mut engine = Engine::new(EnforcementMode::Default, false);
+    for (n, app) in ["a", "b"].iter().enumerate() {
+        engine.set_identity(NumericIdentity(256 + n as u32), Some(&labels(app)));
+        engine.add_subject(Subject::from(labels(app)));
+    }
+    let text = |fields: &str| format!("- endpointSelector: {{matchLabels: {{app: b}}}}\n  labels: [n=1]\n  {fields}\n");
+    let changes = |engine: &Engine, fields: &str| -> Vec<String> {
+        let changes = engine.diff(rules(&text(fields))).unwrap();
+        let line = |c: &pilus_model::policy::Change| {
+            let verdicts = [&c.before, &c.after].map(|v| v.allowed());
+            format!("{} {} {} {}/{}-{} {verdicts:?}", c.subject.labels, c.direction, c.peer, c.proto, c.lo, c.hi)
+        };
+        changes.iter().map(line).collect()
+    };
+    let first = "ingress: [{fromEndpoints: [{matchLabels: {app: a}}], toPorts: [{ports: [{port: 80, protocol: TCP}]}]}]";
+    let told = changes(&engine, first);
+    let others: Vec<&String> = told.iter().filter(|l| l.starts_with("k8s:app=b ingress 0 ")).collect();
+    assert_eq!(others.len(), 6, "every protocol is denied to others: {told:#?}");
+    let mut of_a: Vec<&str> = told.iter().filter_map(|l| l.strip_prefix("k8s:app=b ingress 256 ")).collect();
+    of_a.retain(|l| l.starts_with("6/"));
+    assert_eq!(of_a, ["6/0-79 [true, false]", "6/81-65535 [true, false]"], "{told:#?}");
+    assert_eq!(told.len(), 6 + 2 + 5, "{told:#?}");
+    assert_eq!(engine.repository().rules().count(), 0, "nothing was changed");
+
+    engine.import(rules(&text(first)), None).unwrap();
+    assert!(changes(&engine, first).is_empty(), "the same rules again change nothing");
+    // Other addresses told apart, the same verdicts: no change; then one that is denied.
+    assert_eq!(
+        changes(&engine, &first.replace("ingress: [", "ingress: [{fromCIDR: [192.0.2.0/24], toPorts: [{ports: [{port: 1}]}]}, ")).len(),
+        3
+    );
+    let wider = first.replace("port: 80", "port: 79, endPort: 90");
+    assert_eq!(changes(&engine, &wider), ["k8s:app=b ingress 256 6/79-79 [false, true]", "k8s:app=b ingress 256 6/81-90 [false, true]"]);
 }

@@ -2,9 +2,11 @@
 //! A resolved direction as the kernel stores it: blocks of eight rules, chained.
 
 use super::entry::{Action, Entry, RuleRef};
+use super::explain::Traffic;
 use super::resolve::{Direction, DirectionPolicy, Peer};
 use crate::abi::{POLICY_BLOCK_RULES, POLICY_CHAIN, PolicyBlock, PolicyKey, PolicyRule, RULE_DENY, RULE_L7, RULE_MORE, RULE_USED};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use thiserror::Error;
 
 const PER_BLOCK: usize = POLICY_BLOCK_RULES as usize;
@@ -94,24 +96,42 @@ pub fn lookup(
     dport: u16,
     proto: u8,
 ) -> BlockVerdict {
-    let owner = if blocks.contains_key(&key(policy_id, direction, 0, peer)) { peer } else { Peer::ANY };
+    let get = |key: &PolicyKey| Ok::<_, Infallible>(blocks.get(key).copied());
+    match lookup_with(get, policy_id, direction, peer, Traffic { dport, proto }) {
+        Ok(verdict) => verdict,
+        Err(never) => match never {},
+    }
+}
+
+/// As [`lookup`], of blocks wherever they are.
+///
+/// # Errors
+/// Those of `get`.
+pub fn lookup_with<E>(
+    get: impl Fn(&PolicyKey) -> Result<Option<PolicyBlock>, E>,
+    policy_id: u32,
+    direction: Direction,
+    peer: Peer,
+    traffic: Traffic,
+) -> Result<BlockVerdict, E> {
+    let owner = if get(&key(policy_id, direction, 0, peer))?.is_some() { peer } else { Peer::ANY };
     for chain in 0..POLICY_CHAIN as usize {
-        let Some(block) = blocks.get(&key(policy_id, direction, chain, owner)) else { break };
+        let Some(block) = get(&key(policy_id, direction, chain, owner))? else { break };
         for rule in &block.rules {
             if rule.flags & RULE_USED == 0 {
-                return BlockVerdict::Deny(None);
+                return Ok(BlockVerdict::Deny(None));
             }
-            if (rule.proto == 0 || rule.proto == proto) && (rule.lo..=rule.hi).contains(&dport) {
-                return match rule.flags & (RULE_DENY | RULE_L7) {
+            if (rule.proto == 0 || rule.proto == traffic.proto) && (rule.lo..=rule.hi).contains(&traffic.dport) {
+                return Ok(match rule.flags & (RULE_DENY | RULE_L7) {
                     0 => BlockVerdict::Allow(rule.idx),
                     RULE_L7 => BlockVerdict::Redirect(rule.idx),
                     _ => BlockVerdict::Deny(Some(rule.idx)),
-                };
+                });
             }
         }
         if block.rules[PER_BLOCK - 1].flags & RULE_MORE == 0 {
             break;
         }
     }
-    BlockVerdict::Deny(None)
+    Ok(BlockVerdict::Deny(None))
 }
