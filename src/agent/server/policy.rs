@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/policy`.
 
+use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
 use crate::control::Event;
@@ -9,8 +10,8 @@ use axum::Json;
 use axum::extract::{Query, State};
 use pilus_api::types::*;
 use pilus_model::label::Labels;
-use pilus_model::policy::Rule;
 use pilus_model::policy::input::{self, Options};
+use pilus_model::policy::{Rule, shadowed};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -62,9 +63,10 @@ pub fn rules(body: &PolicyImport) -> Result<Vec<Rule>, Failure> {
 
 pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyRevision>, Failure> {
     let rules = rules(&body)?;
+    let warnings = shadowed(&rules, &ranges(&agent));
     let set = ask(&agent, |reply| Event::Import(rules, reply)).await?;
     kept(&agent, set.revision).await?;
-    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0 }))
+    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0, warnings }))
 }
 
 pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyRevision>, Failure> {
@@ -76,7 +78,7 @@ pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Res
     };
     let (deleted, set) = ask(&agent, |reply| Event::DeletePolicy(chosen, reply)).await?;
     kept(&agent, set.revision).await?;
-    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted }))
+    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted, warnings: Vec::new() }))
 }
 
 #[derive(Deserialize)]

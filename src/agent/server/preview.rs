@@ -30,13 +30,16 @@ async fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Res
     tokio::task::spawn_blocking(f).await.map_err(Failure::failed)
 }
 
+/// Where the node's containers have their addresses.
+pub fn ranges(agent: &Agent) -> Vec<Prefix> {
+    let (v4, v6) = (&agent.v4_range, &agent.v6_range);
+    let both = [(IpAddr::V4(v4.base), v4.len), (IpAddr::V6(v6.base), v6.len)];
+    both.into_iter().filter_map(|(ip, len)| Prefix::new(ip, len).ok()).collect()
+}
+
 pub async fn validate(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyValidation>, Failure> {
     let engine = engine(&agent).await?;
-    let ranges: Vec<Prefix> =
-        [(IpAddr::V4(agent.v4_range.base), agent.v4_range.len), (IpAddr::V6(agent.v6_range.base), agent.v6_range.len)]
-            .into_iter()
-            .filter_map(|(ip, len)| Prefix::new(ip, len).ok())
-            .collect();
+    let ranges = ranges(&agent);
     apart(move || Json(validated(*engine, &body, &ranges))).await
 }
 

@@ -178,6 +178,9 @@ pub struct PolicyRevision {
     /// Rules that a delete removed.
     #[serde(default)]
     pub deleted: usize,
+    /// What was taken but may not do what is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `GET /v1/policy`.

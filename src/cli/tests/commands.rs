@@ -205,6 +205,10 @@ fn policy_is_imported_and_deleted() {
         {"name": "stdin", "text": "c"}]});
     assert_eq!(agent.bodies("PUT /v1/policy"), [sent]);
     assert_eq!(agent.json(&["policy", "import", &path]), revision);
+    let warned = Agent::new();
+    warned.on("PUT /v1/policy", 200, json!({"revision": 1, "rules": 1, "warnings": ["a.yaml:1: 10.5.0.0/16 covers addresses"]}));
+    let ran = warned.run_with(&["policy", "import", "-"], "c");
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("Revision: 1\n", "note: a.yaml:1: 10.5.0.0/16 covers addresses\n"));
     assert_eq!(agent.ok(&["policy", "delete", "app=web", "b"]), "Revision: 9\n");
     let ran = agent.run(&["policy", "delete", "--all"]);
     assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (Some(0), "Revision: 10\n", "note: no rule was removed\n"));

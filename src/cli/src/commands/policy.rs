@@ -58,6 +58,7 @@ pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> R
 async fn import(client: &Client, out: &mut Output, args: &ImportArgs) -> Result<(), Failure> {
     let documents = documents(&args.paths, &mut io::stdin().lock())?;
     let revision = client.import_policy(&PolicyImport { documents }).await?;
+    revision.warnings.iter().for_each(|warning| note(warning));
     out.show(&revision, |out, r| out.line(&format!("Revision: {}", r.revision)))?;
     if args.wait {
         let wait = client.wait_policy(revision.revision, Duration::from_secs(args.timeout)).await?;

@@ -132,8 +132,8 @@ fn random_changes(seed: u64, changes: usize) -> usize {
         match r.below(20) {
             0..=5 => {
                 let text: String = (0..1 + r.below(2)).map(|_| random_document(&mut r)).collect();
-                // A text with the same object twice is a mistake.
-                if let Ok(rules) = input::parse_with("t", &text, input::Options::ALL) {
+                // A text with the same object twice is a mistake. Rules are told apart by where they were written.
+                if let Ok(rules) = input::parse_with(&format!("t{step}"), &text, input::Options::ALL) {
                     engine.import(rules, None).unwrap();
                 }
             }
