@@ -171,6 +171,19 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
 }
 
+/* A container's identity is its row's, everybody else's that of the address: the sender's, or the receiver's (`dst`). */
+__noinline __u32 identity_of(struct packet *p, struct endpoint *row, int dst)
+{
+	struct ipcache_entry *e;
+
+	if (!p || !row)
+		return ID_UNKNOWN;
+	if (slot_is_container(dst ? p->dst_slot : p->src_slot))
+		return READ_ONCE(row->identity);
+	e = ipcache_find(dst ? p->daddr : p->saddr, p->family);
+	return e ? e->identity : ID_WORLD;
+}
+
 /* The quoted packet of an ICMP error: the tuple as its sender wrote it. */
 __noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packet *q)
 {
@@ -274,8 +287,8 @@ __noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
 		return -DROP_NO_ENDPOINT;
 	epoch = READ_ONCE(src->epoch) + READ_ONCE(dst->epoch);
 	barrier();
-	q.src_id = READ_ONCE(src->identity);
-	q.dst_id = READ_ONCE(dst->identity);
+	q.src_id = identity_of(&q, src, 0);
+	q.dst_id = identity_of(&q, dst, 1);
 	reply = !!(h->flags & FLOW_OPENER_B) != q.side;
 	if (h->epoch != epoch) {
 		/* Judged, but left to the flow's own packets to record. */

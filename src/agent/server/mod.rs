@@ -7,6 +7,7 @@ mod flowtable;
 mod maps;
 mod node;
 mod policy;
+mod preview;
 mod template;
 
 use crate::agent::Agent;
@@ -122,6 +123,9 @@ pub fn router(agent: App) -> Router {
         .route("/v1/ipam/{ip}", post(node::ipam_exact).delete(node::ipam_release))
         .route("/v1/policy", get(policy::show).put(policy::import).delete(policy::delete))
         .route("/v1/policy/wait", get(policy::wait))
+        .route("/v1/policy/validate", post(preview::validate))
+        .route("/v1/policy/explain", post(preview::explain))
+        .route("/v1/policy/diff", post(preview::diff))
         .route("/v1/map", get(maps::list))
         .route("/v1/map/{name}", get(maps::show).delete(maps::flush))
         .route("/v1/flows", get(flows::follow))

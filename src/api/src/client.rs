@@ -5,8 +5,8 @@ use crate::error::{ClientError, one_line};
 use crate::flows::{FlowFilter, Flows};
 use crate::types::{
     ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlushResult, HeaderModel, IdentityModel,
-    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait,
-    StatusModel, TemplateResult, TemplateStatus,
+    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyAnswer, PolicyDiff, PolicyImport, PolicyModel,
+    PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, StatusModel, TemplateResult, TemplateStatus,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -225,6 +225,21 @@ impl Client {
     pub async fn wait_policy(&self, revision: u64, timeout: Duration) -> Result<PolicyWait, ClientError> {
         let pairs = [("revision", revision.to_string()), ("timeout", timeout.as_secs().to_string())];
         self.get(&query("/v1/policy/wait", &pairs)).await
+    }
+
+    /// `POST /v1/policy/validate`: what an import would say.
+    pub async fn validate_policy(&self, import: &PolicyImport) -> Result<PolicyValidation, ClientError> {
+        self.call(Method::POST, "/v1/policy/validate", Some(import)).await
+    }
+
+    /// `POST /v1/policy/explain`: what becomes of a connection.
+    pub async fn explain_policy(&self, question: &PolicyQuestion) -> Result<PolicyAnswer, ClientError> {
+        self.call(Method::POST, "/v1/policy/explain", Some(question)).await
+    }
+
+    /// `POST /v1/policy/diff`: which verdicts an import would change.
+    pub async fn diff_policy(&self, import: &PolicyImport) -> Result<PolicyDiff, ClientError> {
+        self.call(Method::POST, "/v1/policy/diff", Some(import)).await
     }
 
     /// `GET /v1/map`.

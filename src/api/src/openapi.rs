@@ -3,8 +3,8 @@
 
 use crate::types::{
     ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlowEvent, FlushResult, HeaderModel,
-    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyImport, PolicyModel, PolicyRevision,
-    PolicyWait, StatusModel, TemplateResult, TemplateStatus,
+    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyAnswer, PolicyDiff, PolicyImport,
+    PolicyModel, PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, StatusModel, TemplateResult, TemplateStatus,
 };
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -130,6 +130,21 @@ fn policy(doc: &mut Document) {
         .query("revision", "integer", true, "Revision to wait for")
         .query("timeout", "integer", false, "Seconds")
         .answer::<PolicyWait>(200, "Whether it is realised")
+        .fails(&[400])
+        .done();
+    doc.route("post", "/v1/policy/validate", "validatePolicy", "Says what an import would say; changes nothing")
+        .body::<PolicyImport>()
+        .answer::<PolicyValidation>(200, "Mistakes and warnings")
+        .fails(&[400])
+        .done();
+    doc.route("post", "/v1/policy/explain", "explainPolicy", "Says what becomes of a connection, and which rule decides")
+        .body::<PolicyQuestion>()
+        .answer::<PolicyAnswer>(200, "Verdict")
+        .fails(&[400, 404])
+        .done();
+    doc.route("post", "/v1/policy/diff", "diffPolicy", "Says which verdicts an import would change; changes nothing")
+        .body::<PolicyImport>()
+        .answer::<PolicyDiff>(200, "Changes")
         .fails(&[400])
         .done();
 }

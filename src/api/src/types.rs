@@ -178,6 +178,9 @@ pub struct PolicyRevision {
     /// Rules that a delete removed.
     #[serde(default)]
     pub deleted: usize,
+    /// What was taken but may not do what is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `GET /v1/policy`.
@@ -195,6 +198,98 @@ pub struct PolicyWait {
     pub realised: bool,
     /// Endpoints that have not, `id (name)`.
     pub waiting: Vec<String>,
+}
+
+/// `POST /v1/policy/validate`: what an import of the documents would say. Nothing is changed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyValidation {
+    pub valid: bool,
+    /// Rules in the documents.
+    pub rules: usize,
+    pub errors: Vec<PolicyProblem>,
+    /// What is taken but may not do what is meant.
+    pub warnings: Vec<String>,
+}
+
+/// A mistake in a policy document.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyProblem {
+    /// Empty if it is about the documents together.
+    pub file: String,
+    /// From 1; 0 if it has no place.
+    pub line: u32,
+    pub column: u32,
+    /// Field, such as `spec.ingress[0].toPorts`.
+    pub path: String,
+    pub message: String,
+}
+
+/// `POST /v1/policy/explain`: what becomes of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyQuestion {
+    /// An endpoint (`257`, `name:web`, `ipv4:…`), an address, `identity:N`, or a fixed identity such as `host` or `world`.
+    pub from: String,
+    pub to: String,
+    /// `PORT/PROTOCOL`, e.g. `80/tcp`; ICMP: `TYPE/icmp` or `TYPE/icmpv6`.
+    pub dport: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyAnswer {
+    pub allowed: bool,
+    /// The kernel's tables say the same.
+    pub agrees: bool,
+    pub from: PeerModel,
+    pub to: PeerModel,
+    /// What the sender's policy says; absent if it is no endpoint of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<PolicyVerdict>,
+    /// What the receiver's policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<PolicyVerdict>,
+}
+
+/// What one endpoint's policy says about a connection.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyVerdict {
+    /// `allow`, `deny`, `redirect` (as far as L7 rules allow), or `open` (not enforced).
+    pub verdict: String,
+    /// Rule that decides: file, line and object; empty if none does.
+    pub rule: String,
+    /// Entry that decides, as the kernel has it; empty if none does.
+    pub entry: String,
+    /// What the kernel's tables say: as `verdict`, or `none` if the endpoint is not in them.
+    pub kernel: String,
+    /// Rule that the kernel's entry names.
+    pub kernel_rule: String,
+}
+
+/// `POST /v1/policy/diff`: verdicts that an import would change.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyDiff {
+    pub changes: Vec<PolicyChange>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyChange {
+    /// Endpoints concerned, `id (name)`.
+    pub endpoints: Vec<String>,
+    /// `egress` or `ingress`.
+    pub direction: String,
+    /// Identity of the other side; 0: every one that is not listed for these endpoints.
+    pub peer: u32,
+    pub labels: Vec<String>,
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6`, or `other`.
+    pub protocol: String,
+    /// First and last port; ICMP: type.
+    pub first: u16,
+    pub last: u16,
+    /// `allow`, `deny`, `redirect` or `open`.
+    pub before: String,
+    pub after: String,
+    /// Rule that decides after the import; empty if none does.
+    pub rule: String,
 }
 
 /// `GET /v1/config`: every option with its value; `PATCH` changes those that are changeable.

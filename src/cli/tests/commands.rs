@@ -249,6 +249,10 @@ fn policy_is_imported_and_deleted() {
         {"name": "stdin", "text": "c"}]});
     assert_eq!(agent.bodies("PUT /v1/policy"), [sent]);
     assert_eq!(agent.json(&["policy", "import", &path]), revision);
+    let warned = Agent::new();
+    warned.on("PUT /v1/policy", 200, json!({"revision": 1, "rules": 1, "warnings": ["a.yaml:1: 10.5.0.0/16 covers addresses"]}));
+    let ran = warned.run_with(&["policy", "import", "-"], "c");
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("Revision: 1\n", "note: a.yaml:1: 10.5.0.0/16 covers addresses\n"));
     assert_eq!(agent.ok(&["policy", "delete", "app=web", "b"]), "Revision: 9\n");
     let ran = agent.run(&["policy", "delete", "--all"]);
     assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (Some(0), "Revision: 10\n", "note: no rule was removed\n"));
@@ -262,6 +266,50 @@ fn policy_is_imported_and_deleted() {
     agent.fails(2, &["policy", "import"]);
     agent.fails(2, &["policy", "delete"]);
     agent.fails(2, &["policy", "delete", "a", "--all"]);
+}
+
+#[test]
+fn policy_is_validated_compared_and_explained() {
+    let agent = Agent::new();
+    let good = json!({"valid": true, "rules": 2, "errors": [], "warnings": ["a.yaml:1: 10.5.0.0/16 covers addresses of containers"]});
+    let mistake = json!({"file": "stdin", "line": 3, "column": 5, "path": "[0].ingres", "message": "unknown field `ingres`"});
+    let change = json!({"endpoints": ["257 (web)"], "direction": "ingress", "peer": 0, "labels": [], "protocol": "tcp", "first": 80, "last": 90,
+        "before": "open", "after": "deny", "rule": ""});
+    let verdict = json!({"verdict": "deny", "rule": "a.yaml:3", "entry": "identity any, block 0, rule 1: 80-80/tcp", "kernel": "deny",
+        "kernel_rule": "a.yaml:3"});
+    let peer = |id: u16, name: &str| json!({"endpoint": id, "name": name, "identity": 4711, "labels": ["k8s:app=web"]});
+    let answer = json!({"allowed": false, "agrees": true, "from": peer(257, "web"), "to": peer(0, ""), "egress": verdict});
+    let mut other = answer.clone();
+    other["agrees"] = json!(false);
+    agent
+        .on("POST /v1/policy/validate", 200, &good)
+        .on("POST /v1/policy/validate", 200, json!({"valid": false, "rules": 0, "errors": [mistake], "warnings": []}))
+        .on("POST /v1/policy/diff", 200, json!({"changes": [change]}))
+        .on("POST /v1/policy/diff", 200, json!({"changes": []}))
+        .on("POST /v1/policy/explain", 200, &answer)
+        .on("POST /v1/policy/explain", 200, &answer)
+        .on("POST /v1/policy/explain", 200, &other);
+    let ran = agent.run_with(&["policy", "validate", "-"], "text");
+    assert_eq!(
+        (ran.status, ran.out.as_str()),
+        (Some(0), "warning: a.yaml:1: 10.5.0.0/16 covers addresses of containers\n2 rules, no mistake\n")
+    );
+    assert_eq!(agent.bodies("POST /v1/policy/validate"), [json!({"documents": [{"name": "stdin", "text": "text"}]})]);
+    let ran = agent.run_with(&["policy", "validate", "-"], "text");
+    assert_eq!((ran.status, ran.out.as_str()), (Some(1), "stdin:3:5: [0].ingres: unknown field `ingres`\n"));
+    let ran = agent.run_with(&["policy", "diff", "-"], "text");
+    let table = "ENDPOINTS  DIRECTION  PEER    PORTS      VERDICT       RULE\n257 (web)  ingress    others  80-90/tcp  open -> deny  -\n";
+    assert_eq!((ran.status, ran.out.as_str()), (Some(0), table));
+    assert_eq!(agent.run_with(&["policy", "diff", "-"], "text").out, "No verdict changes.\n");
+    let ask = ["policy", "explain", "--from", "web", "--to", "192.0.2.7", "--dport", "80/tcp"];
+    let out = agent.ok(&ask);
+    assert!(out.starts_with("From: 257 (web), identity 4711 [k8s:app=web]\n") && out.ends_with("DENIED\n"), "{out}");
+    assert!(out.contains("a.yaml:3") && out.contains("ingress  no policy here"), "{out}");
+    assert_eq!(agent.bodies("POST /v1/policy/explain")[0], json!({"from": "web", "to": "192.0.2.7", "dport": "80/tcp"}));
+    assert_eq!(agent.json(&ask)["agrees"], json!(true));
+    assert!(agent.fails(1, &ask).contains("the kernel's tables say something else"));
+    agent.fails(2, &["policy", "explain", "--from", "web"]);
+    agent.fails(2, &["policy", "validate"]);
 }
 
 #[test]
