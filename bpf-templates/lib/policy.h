@@ -64,11 +64,6 @@ __noinline int policy_verdict(__u32 id, __u32 dir, __u32 identity, __u32 l4)
 	if (id == POLICY_NONE)
 		return -DROP_POLICY_DENIED;
 	v = policy_block_match(&key, l4);
-	/* A prefix that this policy does not know, or not yet, is the world. */
-	if (v == BLOCK_ABSENT && identity >> 24 == SCOPE_NODE) {
-		key.identity = ID_WORLD;
-		v = policy_block_match(&key, l4);
-	}
 	if (v == BLOCK_ABSENT) {
 		key.identity = 0;
 		v = policy_block_match(&key, l4);

@@ -306,7 +306,7 @@ impl Agent {
         tokio::spawn(persist::follow(store, readers.clone(), persisted_tx));
         // Removals wait for rows, and must not keep writes from being made.
         tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
-        let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));
+        let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables), endpoint_status.clone()));
         tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
         agent.remove_leftovers().await;
         tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));

@@ -222,7 +222,7 @@ impl World {
             world.identity_table.upsert(identity.id, identity.labels);
         }
         for range in initial.ranges {
-            world.ipcache.upsert(range, IpcacheSpec { identity: Reserved::Unknown.into(), slot: 0 });
+            world.ipcache.upsert(range, IpcacheSpec { identity: Reserved::Unknown.into(), slot: 0, after: Revision::default() });
         }
         world.rules.upsert((), initial.rules);
         for record in initial.records {
@@ -522,7 +522,7 @@ impl World {
 
     fn host_addresses(&mut self, now: BTreeSet<IpAddr>) {
         let gone: Vec<_> = self.host.difference(&now).map(|ip| IpcachePrefix::address(*ip)).collect();
-        let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16 };
+        let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16, after: Revision::default() };
         let new = now.difference(&self.host).map(|ip| (IpcachePrefix::address(*ip), spec)).collect();
         self.ipcache.batch(new, &gone);
         self.host = now;
@@ -611,11 +611,12 @@ impl World {
         for row in &gone {
             self.prefixes.remove(row);
         }
+        let after = self.endpoints.reader().snapshot().revision;
         let mut new = Vec::new();
         for (row, (id, prefix)) in wanted {
             if self.prefixes.insert(row, id).is_none() {
                 self.identity_table.upsert(id, Arc::new(PrefixIdentities::labels(prefix)));
-                new.push((row, IpcacheSpec { identity: id, slot: SLOT_WORLD as u16 }));
+                new.push((row, IpcacheSpec { identity: id, slot: SLOT_WORLD as u16, after }));
             }
         }
         gone.retain(|row| *row != IpcachePrefix::address(row.ip) || !self.host.contains(&row.ip));
@@ -652,7 +653,7 @@ impl World {
             let audit = spec.record.options.audit;
             let addresses: Vec<IpAddr> =
                 [Some(IpAddr::from(spec.record.ipv6)), spec.record.ipv4.map(IpAddr::from)].into_iter().flatten().collect();
-            let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0 };
+            let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0, after: Revision::default() };
             self.write(id, spec);
             self.ipcache.batch(addresses.into_iter().map(|ip| (IpcachePrefix::address(ip), entry)).collect(), &[]);
             let mode = |open| match (open, audit) {

@@ -10,7 +10,7 @@ use pilus_model::policy::{Direction, EnforcementMode, Repository, SelectorCache,
 use pilus_tests::packet::Packet;
 use pilus_tests::scenario::*;
 use pilus_tests::wire::{GRE, ICMP, ICMPV6, SCTP, SYN, TCP, UDP};
-use pilus_tests::world::Who::{self, A, B, C, Host, World};
+use pilus_tests::world::Who::{self, A, B, C, Host};
 use pilus_tests::world::{Family, POLICY_FREE, rule};
 
 /// B's ingress (A's egress, if `dir` says so) is these rules for `peer`.
@@ -70,22 +70,6 @@ fn blocks_by_hand() -> Vec<Scenario> {
                 send(A, tcp(65535)).pass(B, New),
                 send(A, udp(150)).drop(PolicyDenied),
                 send(A, udp(0)).pass(B, New),
-            ],
-        ),
-        row(
-            "a prefix that the policy does not know is the world",
-            vec![
-                act(|w, f| {
-                    w.announce(World.ip(f), 1 << 24 | 77, SLOT_WORLD);
-                    w.rules(POLICY_FREE, DIR_INGRESS, 0, &[rule(80, 80, TCP, 0, 1)]);
-                    w.rules(POLICY_FREE, DIR_INGRESS, Reserved::World.raw(), &[rule(81, 81, TCP, 0, 2), rule(80, 80, TCP, RULE_DENY, 3)]);
-                    w.repolicy(B, |row| row.policy_in = POLICY_FREE);
-                }),
-                send(Host, |f| f.ip(World, B).tcp(40000, 80, SYN)).drop(PolicyDeny),
-                send(Host, |f| f.ip(World, B).tcp(40000, 81, SYN)).pass(B, New),
-                act(|w, _| w.rules(POLICY_FREE, DIR_INGRESS, 1 << 24 | 77, &[rule(80, 80, TCP, 0, 4)])),
-                send(Host, |f| f.ip(World, B).tcp(40001, 80, SYN)).pass(B, New),
-                send(Host, |f| f.ip(World, B).tcp(40001, 81, SYN)).drop(PolicyDenied),
             ],
         ),
         row(

@@ -5,6 +5,7 @@ use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
 use crate::control::Event;
+use crate::reconcile::Status;
 use crate::state::RuleSet;
 use axum::Json;
 use axum::extract::{Query, State};
@@ -96,6 +97,21 @@ fn waiting(agent: &Agent, revision: u64) -> Vec<String> {
     endpoints.iter().filter(|(id, _)| behind(id)).map(|(id, s)| format!("{id} ({})", s.record.name)).collect()
 }
 
+/// Waits until the kernel has every address and prefix that is known now, and no other.
+async fn addresses_told_apart(agent: &Agent) {
+    let wanted = agent.readers.ipcache.snapshot();
+    let mut statuses = agent.ipcache_status.clone();
+    let done = statuses.wait_for(|s| {
+        let there = wanted.rows.keys().all(|k| match s.get(k) {
+            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= wanted.revision,
+            _ => false,
+        });
+        there && s.len() == wanted.rows.len()
+    });
+    // It ends with the agent.
+    let _ = done.await;
+}
+
 pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Result<Json<PolicyWait>, Failure> {
     let known = current(&agent).revision;
     if want.revision > known {
@@ -107,7 +123,10 @@ pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Resu
     loop {
         let behind = waiting(&agent, want.revision);
         if behind.is_empty() {
-            return Ok(Json(PolicyWait { revision: want.revision, realised: true, waiting: behind }));
+            // Prefixes are told apart when every policy knows them.
+            let realised = tokio::time::timeout_at(deadline, addresses_told_apart(&agent)).await.is_ok();
+            let waiting = if realised { behind } else { vec!["addresses".to_owned()] };
+            return Ok(Json(PolicyWait { revision: want.revision, realised, waiting }));
         }
         match tokio::time::timeout_at(deadline, facts.changed()).await {
             Ok(true) => drop(facts.take()),

@@ -42,8 +42,6 @@ c_consts! {
         POLICY_CHAIN = 16;
         /// Rule records; index 0 is "no rule".
         RULE_RECORDS = 65536;
-        /// Scope (the highest 8 bits) of identities that only this node knows, such as those of prefixes.
-        SCOPE_NODE = 1;
         /// Bytes of a packet that an event carries.
         EVENT_PAYLOAD = 128;
         /// Counter of events that found no room.

@@ -4,10 +4,7 @@
 use super::entry::{Action, Entry, RuleRef};
 use super::explain::Traffic;
 use super::resolve::{Direction, DirectionPolicy, Peer};
-use crate::abi::{
-    POLICY_BLOCK_RULES, POLICY_CHAIN, PolicyBlock, PolicyKey, PolicyRule, RULE_DENY, RULE_L7, RULE_MORE, RULE_USED, Reserved,
-};
-use crate::identity::Scope;
+use crate::abi::{POLICY_BLOCK_RULES, POLICY_CHAIN, PolicyBlock, PolicyKey, PolicyRule, RULE_DENY, RULE_L7, RULE_MORE, RULE_USED};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use thiserror::Error;
@@ -117,15 +114,7 @@ pub fn lookup_with<E>(
     peer: Peer,
     traffic: Traffic,
 ) -> Result<BlockVerdict, E> {
-    // A prefix that this policy does not know is the world.
-    let world = (peer.scope() == Scope::Node).then(|| Reserved::World.into());
-    let mut owner = Peer::ANY;
-    for candidate in [Some(peer), world].into_iter().flatten() {
-        if get(&key(policy_id, direction, 0, candidate))?.is_some() {
-            owner = candidate;
-            break;
-        }
-    }
+    let owner = if get(&key(policy_id, direction, 0, peer))?.is_some() { peer } else { Peer::ANY };
     for chain in 0..POLICY_CHAIN as usize {
         let Some(block) = get(&key(policy_id, direction, chain, owner))? else { break };
         for rule in &block.rules {
