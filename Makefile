@@ -39,6 +39,10 @@ help: ## This list
 deps: ## Install missing Debian packages
 	@scripts/deps.sh
 
+.PHONY: deps-runtimes
+deps-runtimes: ## Install container runtimes too (Docker's daemon starts!): their tests are skipped without
+	@scripts/deps.sh runtimes
+
 .PHONY: build
 build: deps ## All programs, optimised, in target/release
 	$(CARGO) build --release --workspace --bins

@@ -43,8 +43,7 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 		    (!addr_equal(target, EP_IP6(row)) && !ipv6_is_link_local_of(target, EP_MAC(row))))
 			return -DROP_NEIGHBOUR;
 		p->point = TRACE_TO_HOST;
-		ret = headers_pull(ctx);
-		return ret < 0 ? ret : deliver(ctx, dst, SLOT_HOST, 0);
+		return deliver_any(ctx, dst, SLOT_HOST, 0);
 	}
 	if (to_multicast(p))
 		return -DROP_MULTICAST;
@@ -105,20 +104,21 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 f
 	if (p->kind == PKT_ND) {
 		if (p->src_slot != SLOT_HOST || p->icmp_type != ICMP6_NS || p->hops != ND_HOPS)
 			return -DROP_NEIGHBOUR;
-		ret = headers_pull(ctx);
-		return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, 0);
+		return deliver_any(ctx, dst, p->dst_slot, 0);
 	}
 	if (from == FROM_NETDEV && p->hops <= 1)
 		return answer_error(ctx, p, 0);
 	return ACT_DECIDE;
 }
 
-/* parse → flow → (service) → policy → forward. `hop`: the packet is routed by us. */
-static __always_inline int stages_run(struct __sk_buff *ctx, struct packet *p, __u32 from, __u32 slot)
+/* parse → flow → (service) → policy → forward */
+__noinline int stages_run(struct __sk_buff *ctx, struct packet *p, __u32 from, __u32 slot)
 {
 	struct endpoint *row;
 	int ret;
 
+	if (!p)
+		return -DROP_INVALID_PACKET;
 	if (from == FROM_CONTAINER) {
 		row = endpoint_row(slot);
 		if (!row || !(row->flags & EP_VALID) || row->ifindex != ctx->ifindex)

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
+# Usage: deps.sh [runtimes]
 # Installs the Debian packages that building and testing need, those that are missing only. Touches nothing when all are there.
+# With `runtimes` also those of container runtimes, whose tests are skipped without them: Debian starts dockerd when it is
+# installed, and that one changes the machine's own network.
 set -euo pipefail
 
 # Package, and what it is here for.
@@ -28,9 +31,14 @@ xz-utils            make test-kernels: unpacks kernel modules
 zstd                make test-kernels: unpacks kernel modules, where they are packed so
 nftables            tests: host rules beside ours
 tcpdump             tests: what is really on the wire
-docker.io           tests: real containers of Docker (with containerd and runc; 65 MB to fetch)
 iperf3              make bench: throughput
 '
+
+if [ "${1:-}" = runtimes ]; then
+    packages+='
+docker.io           tests: real containers of Docker, and of containerd, which comes with it
+'
+fi
 
 missing=()
 while read -r name _; do

@@ -44,16 +44,20 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 		.last = (__u32)bpf_jiffies64(),
 		.epoch = epoch,
 	};
+	__u32 side, mask;
 
 	if (!p)
 		return -DROP_FLOW_INSERT_FAILED;
-	h.flags = (__u16)(flags | flow_tcp_flags(p) | (p->side ? FLOW_OPENER_B : 0));
-	h.bytes[0] = p->side ? 0 : bytes;
-	h.bytes[1] = p->side ? bytes : 0;
-	h.packets[0] = p->side ? 0 : 1;
-	h.packets[1] = p->side ? 1 : 0;
-	h.ep[0] = p->side ? p->src_slot : p->dst_slot;
-	h.ep[1] = p->side ? p->dst_slot : p->src_slot;
+	/* Without branches: each would have the verifier look twice at all that follows. */
+	side = p->side & 1;
+	mask = 0 - side;
+	h.flags = (__u16)(flags | flow_tcp_flags(p) | side * FLOW_OPENER_B);
+	h.bytes[0] = bytes & ~mask;
+	h.bytes[1] = bytes & mask;
+	h.packets[0] = 1 - side;
+	h.packets[1] = side;
+	h.ep[0] = (__u16)((p->src_slot & mask) | (p->dst_slot & ~mask));
+	h.ep[1] = (__u16)((p->dst_slot & mask) | (p->src_slot & ~mask));
 	if (p->family == 4) {
 		struct flow_key4 key;
 		struct flow4 f = {

@@ -6,7 +6,8 @@
 #include "metrics.h"
 
 enum {
-	EVENTS_WAKE = 64 * 1024, /* unread bytes at which the reader is woken; below it sweeps by time */
+	EVENTS_WAKE = 64 * 1024, /* the reader is woken once for so many unread bytes; below it sweeps by time */
+	EVENTS_HEADER = 8,	 /* of a record in the ring buffer */
 };
 
 struct event_record {
@@ -18,6 +19,7 @@ struct event_record {
 __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 {
 	struct event_record *r;
+	__u64 unread;
 	__u32 cap;
 
 	if (!p)
@@ -52,8 +54,10 @@ __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 	if (bpf_skb_load_bytes(ctx, 0, r->payload, cap) < 0)
 		cap = 0;
 	r->e.cap = cap;
-	bpf_ringbuf_submit(r, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= EVENTS_WAKE ? BPF_RB_FORCE_WAKEUP :
-											     BPF_RB_NO_WAKEUP);
+	unread = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+	bpf_ringbuf_submit(r, unread >= EVENTS_WAKE && (unread & (EVENTS_WAKE - 1)) < sizeof(*r) + EVENTS_HEADER ?
+				      BPF_RB_FORCE_WAKEUP :
+				      BPF_RB_NO_WAKEUP);
 	return 0;
 }
 

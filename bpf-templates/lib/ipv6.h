@@ -73,6 +73,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *ctx, struct packet *p)
 	if ((ip.vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) || end > ctx->len)
 		return -DROP_INVALID_PACKET;
 	/* Finds the transport header only: what is behind is parsed once, not once an iteration. */
+#pragma unroll
 	for (i = 0; i <= IPV6_EXTENSIONS; i++) {
 		if (!ipv6_is_extension(next) || next == IPPROTO_FRAGMENT)
 			break;

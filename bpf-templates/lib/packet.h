@@ -98,6 +98,7 @@ struct packet {
 	__u8 whole;  /* routers must not cut it */
 	__u8 pad;
 	__u32 frag_id; /* as it stands in the header */
+	__u32 l4;      /* what policy is asked: match << 8 | protocol */
 };
 
 struct ethhdr {

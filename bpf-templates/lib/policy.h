@@ -22,15 +22,23 @@ static __always_inline void rule_count_add(__u32 idx, __u32 bytes)
 enum {
 	BLOCK_NONE = -1, /* no rule of the block matches and none follows */
 	BLOCK_MORE = -2, /* the next block of the chain goes on */
+	BLOCK_ABSENT = -3,
 };
 
-/* First match in a block: flags << 16 | record index, or BLOCK_*. */
-__noinline int policy_block_match(struct policy_block *block, __u32 match, __u32 proto)
+/* First match in the block of that key: flags << 16 | record index, or BLOCK_*. `l4` match << 8 | protocol. */
+__noinline int policy_block_match(struct policy_key *key, __u32 l4)
 {
+	__u32 match = l4 >> 8 & 0xffff, proto = l4 & 0xff;
+	struct policy_block *block;
+	struct policy_key own;
 	int i;
 
+	if (!key)
+		return BLOCK_ABSENT;
+	own = *key; /* Linux 6.1 takes no key by a function's argument */
+	block = bpf_map_lookup_elem(&policy, &own);
 	if (!block)
-		return BLOCK_NONE;
+		return BLOCK_ABSENT;
 	for (i = 0; i < POLICY_BLOCK_RULES; i++) {
 		struct policy_rule *r = &block->rules[i];
 
@@ -49,28 +57,20 @@ __noinline int policy_block_match(struct policy_block *block, __u32 match, __u32
 __noinline int policy_verdict(__u32 id, __u32 dir, __u32 identity, __u32 l4)
 {
 	struct policy_key key = { .policy = id << 5 | dir << 4, .identity = identity };
-	struct policy_block *block;
 	int chain, v;
 
 	if (id == POLICY_OPEN)
 		return 0;
 	if (id == POLICY_NONE)
 		return -DROP_POLICY_DENIED;
-	block = bpf_map_lookup_elem(&policy, &key);
-	if (!block) {
+	v = policy_block_match(&key, l4);
+	if (v == BLOCK_ABSENT) {
 		key.identity = 0;
-		block = bpf_map_lookup_elem(&policy, &key);
+		v = policy_block_match(&key, l4);
 	}
-	for (chain = 0; chain < POLICY_CHAIN; chain++) {
-		if (!block)
-			break;
-		v = policy_block_match(block, l4 >> 8 & 0xffff, l4 & 0xff);
-		if (v >= 0)
-			return v;
-		if (v != BLOCK_MORE)
-			break;
+	for (chain = 1; v == BLOCK_MORE && chain < POLICY_CHAIN; chain++) {
 		key.policy++;
-		block = bpf_map_lookup_elem(&policy, &key);
+		v = policy_block_match(&key, l4);
 	}
-	return -DROP_POLICY_DENIED;
+	return v >= 0 ? v : -DROP_POLICY_DENIED;
 }

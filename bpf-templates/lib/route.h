@@ -9,8 +9,8 @@ static __always_inline int slot_is_world(__u32 slot)
 	return slot == SLOT_WORLD || (slot >= SLOT_DEVICES && slot < SLOT_FIRST);
 }
 
-/* The same place, by whatever way. */
-static __always_inline int slot_same(__u32 a, __u32 b)
+/* The same place, by whatever way. A function of its own, so that its branches are not looked at again behind each call. */
+__noinline int slot_same(__u32 a, __u32 b)
 {
 	return a == b || (slot_is_world(a) && slot_is_world(b));
 }

@@ -12,13 +12,16 @@
 #include "policy.h"
 #include "route.h"
 
-/* One direction's verdict, reported where asked. `row`: whose policy. Returns 0 or -DROP_*. */
-static __always_inline int judge_one(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, __u32 id, __u32 dir,
-				     __u32 peer, __u32 l4)
+/* One direction's verdict on p->l4, reported where asked. `row`: whose policy. Returns 0 or -DROP_*. */
+__noinline int judge_one(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, __u32 dir, __u32 peer)
 {
-	__u32 audit = dir == DIR_EGRESS ? EP_AUDIT_OUT : EP_AUDIT_IN;
-	int v = policy_verdict(id, dir, peer, l4), ret = 0;
+	__u32 audit = dir == DIR_EGRESS ? EP_AUDIT_OUT : EP_AUDIT_IN, id;
+	int v, ret = 0;
 
+	if (!p || !row)
+		return -DROP_NO_ENDPOINT;
+	id = dir == DIR_EGRESS ? READ_ONCE(row->policy_out) : READ_ONCE(row->policy_in);
+	v = policy_verdict(id, dir, peer, p->l4);
 	p->rule = 0;
 	if (v < 0) {
 		ret = v;
@@ -45,7 +48,7 @@ static __always_inline int judge_one(struct __sk_buff *ctx, struct packet *p, st
  */
 __noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
 {
-	__u32 from_id, to_id, match, l4;
+	__u32 from_id, to_id, match;
 	struct endpoint *from, *to;
 	int ret;
 
@@ -66,11 +69,11 @@ __noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
 		else if (p->proto != IPPROTO_ICMP && p->proto != IPPROTO_ICMPV6)
 			match = bpf_ntohs(p->sport);
 	}
-	l4 = match << 8 | p->proto;
-	ret = judge_one(ctx, p, from, READ_ONCE(from->policy_out), DIR_EGRESS, to_id, l4);
+	p->l4 = match << 8 | p->proto;
+	ret = judge_one(ctx, p, from, DIR_EGRESS, to_id);
 	if (ret < 0)
 		return ret;
-	return judge_one(ctx, p, to, READ_ONCE(to->policy_in), DIR_INGRESS, from_id, l4);
+	return judge_one(ctx, p, to, DIR_INGRESS, from_id);
 }
 
 /*
@@ -166,6 +169,19 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 	}
 	p->state = same ? FLOW_STATE_REOPENED : FLOW_STATE_NEW;
 	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
+}
+
+/* A container's identity is its row's, everybody else's that of the address: the sender's, or the receiver's (`dst`). */
+__noinline __u32 identity_of(struct packet *p, struct endpoint *row, int dst)
+{
+	struct ipcache_entry *e;
+
+	if (!p || !row)
+		return ID_UNKNOWN;
+	if (slot_is_container(dst ? p->dst_slot : p->src_slot))
+		return READ_ONCE(row->identity);
+	e = ipcache_find(dst ? p->daddr : p->saddr, p->family);
+	return e ? e->identity : ID_WORLD;
 }
 
 /* The quoted packet of an ICMP error: the tuple as its sender wrote it. */
@@ -271,8 +287,8 @@ __noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
 		return -DROP_NO_ENDPOINT;
 	epoch = READ_ONCE(src->epoch) + READ_ONCE(dst->epoch);
 	barrier();
-	q.src_id = READ_ONCE(src->identity);
-	q.dst_id = READ_ONCE(dst->identity);
+	q.src_id = identity_of(&q, src, 0);
+	q.dst_id = identity_of(&q, dst, 1);
 	reply = !!(h->flags & FLOW_OPENER_B) != q.side;
 	if (h->epoch != epoch) {
 		/* Judged, but left to the flow's own packets to record. */
@@ -312,6 +328,17 @@ static __always_inline __u32 packet_size(struct __sk_buff *ctx, struct packet *p
 	return ctx->len - ETH_HLEN;
 }
 
+/* Sends to where `dst` (row of `slot`) is, whatever the packet looks like in memory. */
+__noinline int deliver_any(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, int hop)
+{
+	int ret;
+
+	if (!dst)
+		return -DROP_NO_ENDPOINT;
+	ret = headers_pull(ctx);
+	return ret < 0 ? ret : deliver(ctx, dst, slot, hop);
+}
+
 /* Judge, then send on its way. `hop`: the packet is routed by us. */
 static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, int hop)
 {
@@ -339,6 +366,5 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 		p->point = p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
 	else
 		p->point = dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
-	ret = headers_pull(ctx);
-	return ret < 0 ? ret : deliver(ctx, dst, p->dst_slot, hop);
+	return deliver_any(ctx, dst, p->dst_slot, hop);
 }

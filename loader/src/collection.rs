@@ -155,7 +155,13 @@ impl Collection {
         static MAKING_MAPS: Mutex<()> = Mutex::new(());
         let guard = MAKING_MAPS.lock().unwrap_or_else(PoisonError::into_inner);
         let all_pinned = fit_maps(fs, &mut object, options)?;
-        let _guard = if all_pinned { None } else { Some(guard) };
+        let _guard = if all_pinned {
+            // Loads go on side by side: it would live to the end of this function.
+            drop(guard);
+            None
+        } else {
+            Some(guard)
+        };
 
         let (loaded, said) = log::capture(|| sys::object_load(object));
         let object = loaded.map_err(|errno| load_error(options.name, errno, &said))?;

@@ -2,18 +2,20 @@
 //! Puts the parts together and runs them.
 
 use crate::control::{Event, Initial, Readers, World};
+use crate::datapath::Tables;
 use crate::datapath::devices::{DeviceError, Devices};
 use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
+use crate::datapath::gc::FlowKeeper;
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{ProgramError, Programs, Shape, embedded};
 use crate::datapath::rows::RowWriter;
 use crate::datapath::sysctl::Sysctls;
-use crate::datapath::{Tables, gc};
 use crate::ipam::Ipam;
 use crate::kvstore::{Embedded, Store, StoreError};
 use crate::locks::{LockError, Locks};
+use crate::metrics::{self, ApiStats};
 use crate::monitor::Monitor;
 use crate::options::{AllowLocalhost, EnablePolicy, EndpointBuild, Options, Prefix};
 use crate::persist::{self, Persisted};
@@ -30,10 +32,11 @@ use pilus_model::abi::{IFINDEX_BASE, SLOT_FIRST, SLOT_NODES};
 use pilus_model::endpoint::{EndpointId, EndpointRef};
 use pilus_model::policy::EnforcementMode;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// Why the agent cannot start. Some are for the administrator to mend (exit 2).
@@ -55,6 +58,8 @@ pub enum StartError {
     Program(String),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("option `metrics-addr`: cannot listen at {at}: {source}; choose another port, or end who has it")]
+    Listen { at: SocketAddr, source: std::io::Error },
     #[error("option `{option}`: {message}")]
     Option { option: &'static str, message: String },
 }
@@ -81,9 +86,11 @@ pub struct Agent {
     pub endpoints: Arc<EndpointReconciler>,
     pub policies: Arc<PolicyReconciler>,
     pub tables: Arc<Tables>,
+    pub flows: FlowKeeper,
     pub programs: Arc<Programs>,
     pub templates: Arc<TemplateStore>,
     pub monitor: Monitor,
+    pub api_stats: ApiStats,
     pub netlink: Netlink,
     pub host: HostSide,
     /// The node's own devices; changed by one at a time.
@@ -160,6 +167,13 @@ async fn mtu(options: &Options, netlink: &Netlink) -> Result<u16, StartError> {
     Ok(device.map_or(1500, |d| d.mtu.clamp(1280, 65535) as u16))
 }
 
+/// Where Prometheus asks. Taken before anything is touched, so that an address in use is told at once.
+async fn listen(at: Option<SocketAddr>) -> Result<Option<TcpListener>, StartError> {
+    let Some(at) = at else { return Ok(None) };
+    let listener = TcpListener::bind(at).await.map_err(|source| StartError::Listen { at, source })?;
+    Ok(Some(listener))
+}
+
 /// `Some(N)` of the options as the model names it.
 pub fn enforcement(mode: EnablePolicy) -> EnforcementMode {
     match mode {
@@ -176,12 +190,13 @@ impl Agent {
         make_dir(&options.run_dir)?;
         let fs = open_bpffs(&options.bpf_root)?;
         let locks = Locks::take(&options.state_dir, fs.root())?;
+        let metrics_listener = listen(options.metrics_addr).await?;
         fs.remove_unfinished()?;
         let store: Arc<dyn Store> = Embedded::open(&options.state_dir)?;
         let kernel = probe::Features::probe()?;
         let netlink = Netlink::new()?;
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
-        gc::write_timeouts(&tables)?;
+        let flows = FlowKeeper::new(Arc::clone(&tables), options.flow_timeouts)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
         let features = Features::default().with("ipv4", options.enable_ipv4);
@@ -265,9 +280,11 @@ impl Agent {
             endpoints: Arc::clone(&endpoints),
             policies: Arc::clone(&policies),
             tables,
+            flows,
             programs,
             templates,
             monitor,
+            api_stats: ApiStats::default(),
             netlink,
             host,
             devices: tokio::sync::Mutex::new(devices),
@@ -289,7 +306,7 @@ impl Agent {
         tokio::spawn(persist::follow(store, readers.clone(), persisted_tx));
         // Removals wait for rows, and must not keep writes from being made.
         tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
-        let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables)));
+        let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables), endpoint_status.clone()));
         tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
         agent.remove_leftovers().await;
         tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));
@@ -298,6 +315,9 @@ impl Agent {
         tokio::spawn(world.run(queue, endpoint_status));
         tokio::spawn(Arc::clone(&agent).sweep_flows());
         tokio::spawn(Arc::clone(&agent).promote());
+        if let Some(listener) = metrics_listener {
+            tokio::spawn(metrics::serve(Arc::clone(&agent), listener));
+        }
         Ok(agent)
     }
 
@@ -433,14 +453,13 @@ impl Agent {
     }
 
     async fn sweep_flows(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(Duration::from_secs(10));
         loop {
-            ticks.tick().await;
+            self.flows.due().await;
             let Ok(shape) = self.host_shape(&self.templates.current()).await else { continue };
-            let tables = Arc::clone(&self.tables);
-            let swept = tokio::task::spawn_blocking(move || shape.program("flow_clock").ok().map(|p| gc::sweep(&tables, p))).await;
+            let this = Arc::clone(&self);
+            let swept = tokio::task::spawn_blocking(move || shape.program("flow_clock").ok().map(|p| this.flows.sweep(p))).await;
             match swept {
-                Ok(Some(Ok((seen, removed)))) => tracing::debug!(seen, removed, "flows swept"),
+                Ok(Some(Ok(stats))) => tracing::debug!(?stats, "flows swept"),
                 Ok(Some(Err(e))) => tracing::warn!(error = %e, "flow sweep"),
                 _ => {}
             }

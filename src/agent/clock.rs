@@ -13,9 +13,14 @@ pub fn now() -> String {
     text(OffsetDateTime::now_utc())
 }
 
+/// `CLOCK_MONOTONIC`, ns, as events carry it.
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A `CLOCK_MONOTONIC` time in ns, as events carry it, as RFC 3339 in UTC.
 pub fn from_monotonic(ns: u64) -> String {
-    let monotonic = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from).unwrap_or_default();
-    let age = monotonic.saturating_sub(std::time::Duration::from_nanos(ns));
+    let age = std::time::Duration::from_nanos(monotonic_ns().saturating_sub(ns));
     text(OffsetDateTime::now_utc() - age)
 }

@@ -10,11 +10,12 @@ use crate::reconcile::{Status, Statuses};
 use crate::state::*;
 use crate::table::{Reader, Revision, Writer, table};
 use pilus_api::types::LogEntry;
-use pilus_model::abi::{POLICY_FIRST, POLICY_OPEN, Reserved, SLOT_HOST};
+use pilus_model::abi::{self, POLICY_FIRST, POLICY_OPEN, RULE_RECORDS, Reserved, SLOT_HOST, SLOT_WORLD};
 use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
-use pilus_model::identity::{IdentityAllocator, NumericIdentity, reserved_identities};
+use pilus_model::identity::{IdentityAllocator, NumericIdentity, PrefixIdentities, reserved_identities};
 use pilus_model::label::{Labels, Source};
-use pilus_model::policy::{Direction, DirectionPolicy, EnforcementMode, Repository, Rule, SelectorCache, blocks, resolve};
+use pilus_model::policy::{self, Direction, DirectionPolicy, EnforcementMode, Engine, Room, Rule, Subject};
+use pilus_model::prefix::Prefix;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -90,6 +91,8 @@ pub enum Event {
     /// `None`: all rules.
     DeletePolicy(Option<Labels>, Reply<(usize, RuleSet)>),
     Enforcement(EnforcementMode, Reply<u64>),
+    /// A copy of the engine, to ask it.
+    Engine(Reply<Box<Engine>>),
     /// A template tree that was checked is the one to run from now on.
     Tree(Arc<str>, Reply<Revision>),
     HostAddresses(Vec<IpAddr>),
@@ -129,16 +132,27 @@ pub struct Readers {
 
 const LOG_ENTRIES: usize = 32;
 
+/// Old blocks stay until no endpoint uses them: new ones must fit beside them.
+pub fn room() -> Room {
+    let blocks = abi::MAPS.iter().find(|m| m.name == abi::map::POLICY).map_or(0, |m| m.max_entries as usize / 2);
+    Room { blocks, records: RULE_RECORDS as usize - 1 }
+}
+
+/// The engine with the rules of before. If they cannot be taken, nothing passes.
+fn restored(mode: EnforcementMode, host_always: bool, rules: Vec<Rule>, revision: u64) -> Engine {
+    Engine::restore(mode, host_always, rules, policy::Revision(revision)).unwrap_or_else(|e| {
+        tracing::error!(error = %e, "rules of before cannot be taken; everything is denied");
+        Engine::new(EnforcementMode::Always, host_always)
+    })
+}
+
 /// Answers a request once the tables are settled.
 type Answer = Box<dyn FnOnce(&World) + Send>;
 
 pub struct World {
-    repository: Repository,
-    cache: SelectorCache,
+    engine: Engine,
     identities: IdentityAllocator,
     ipam: Ipam,
-    mode: EnforcementMode,
-    host_always: bool,
     own: bool,
     mtu: u16,
     tree: Arc<str>,
@@ -146,6 +160,9 @@ pub struct World {
     policy_ids: HashMap<(Direction, Arc<DirectionPolicy>), u32>,
     reserved: BTreeSet<IpAddr>,
     host: BTreeSet<IpAddr>,
+    /// Prefixes of rules as the ipcache has them, and the node's own, in which rules match nothing.
+    prefixes: BTreeMap<IpcachePrefix, NumericIdentity>,
+    ranges: Vec<Prefix>,
     wanted: BTreeMap<EndpointId, Revision>,
     pending: BTreeMap<EndpointId, change::Pending>,
     /// Rules, identities or endpoints changed since the last `settle`.
@@ -180,12 +197,9 @@ impl World {
         };
         let rule_list = initial.rules.rules.iter().map(|r| (**r).clone()).collect();
         let mut world = Self {
-            repository: Repository::restore(rule_list, pilus_model::policy::Revision(initial.rules.revision)),
-            cache: SelectorCache::new(),
+            engine: restored(initial.mode, initial.host_always, rule_list, initial.rules.revision),
             identities: IdentityAllocator::new(),
             ipam: initial.ipam,
-            mode: initial.mode,
-            host_always: initial.host_always,
             own: initial.own,
             mtu: initial.mtu,
             tree: initial.tree,
@@ -193,6 +207,8 @@ impl World {
             policy_ids: HashMap::new(),
             reserved: BTreeSet::new(),
             host: BTreeSet::new(),
+            prefixes: BTreeMap::new(),
+            ranges: initial.ranges.iter().filter_map(|r| Prefix::new(r.ip, r.len).ok()).collect(),
             wanted: BTreeMap::new(),
             pending: BTreeMap::new(),
             dirty: true,
@@ -205,11 +221,10 @@ impl World {
             status,
         };
         for identity in reserved_identities() {
-            world.cache.insert(identity.id, &identity.labels);
             world.identity_table.upsert(identity.id, identity.labels);
         }
         for range in initial.ranges {
-            world.ipcache.upsert(range, IpcacheSpec { identity: Reserved::Unknown.into(), slot: 0 });
+            world.ipcache.upsert(range, IpcacheSpec { identity: Reserved::Unknown.into(), slot: 0, after: Revision::default() });
         }
         world.rules.upsert((), initial.rules);
         for record in initial.records {
@@ -313,34 +328,37 @@ impl World {
                 }
             }
             Event::Import(rules, reply) => {
-                if let Err(e) = self.would_fit(&rules) {
-                    drop(reply.send(Err(e)));
+                if let Err(e) = self.engine.import(rules, Some(room())) {
+                    drop(reply.send(Err(ControlError::TooLarge(e.to_string()))));
                     return after;
                 }
-                self.repository.import(rules);
                 self.publish_rules();
                 after.push(Box::new(move |w| drop(reply.send(Ok(w.rules.rows()[&()].clone())))));
             }
             Event::RestoreRules(set, reply) => {
                 let rules = set.rules.iter().map(|r| (**r).clone()).collect();
-                self.repository = Repository::restore(rules, pilus_model::policy::Revision(set.revision));
+                if let Err(e) = self.engine.replace(rules, policy::Revision(set.revision)) {
+                    drop(reply.send(Err(ControlError::TooLarge(e.to_string()))));
+                    return after;
+                }
                 self.publish_rules();
                 after.push(Box::new(move |_| drop(reply.send(Ok(())))));
             }
             Event::DeletePolicy(labels, reply) => {
                 let (count, _) = match labels {
-                    Some(labels) => self.repository.delete_by_labels(&labels),
-                    None => self.repository.delete_all(),
+                    Some(labels) => self.engine.delete_by_labels(&labels),
+                    None => self.engine.delete_all(),
                 };
                 self.publish_rules();
                 after.push(Box::new(move |w| drop(reply.send(Ok((count, w.rules.rows()[&()].clone()))))));
             }
             Event::Enforcement(mode, reply) => {
-                self.mode = mode;
+                self.engine.set_mode(mode);
                 self.dirty = true;
-                let revision = self.repository.revision().0;
+                let revision = self.revision();
                 after.push(Box::new(move |_| drop(reply.send(Ok(revision)))));
             }
+            Event::Engine(reply) => drop(reply.send(Ok(Box::new(self.engine.clone())))),
             Event::Tree(tree, reply) => {
                 self.tree = tree;
                 let rows: Vec<_> = self.endpoints.rows().values().map(|s| (Arc::clone(&s.record), s.regeneration)).collect();
@@ -495,15 +513,14 @@ impl World {
     }
 
     fn learn_identity(&mut self, id: NumericIdentity, labels: &Labels) {
-        if self.cache.insert(id, labels) {
-            self.dirty = true;
-        }
+        self.engine.set_identity(id, Some(labels));
+        self.dirty = true;
         self.identity_table.upsert(id, Arc::new(labels.clone()));
     }
 
     fn forget_identity(&mut self, id: NumericIdentity) {
         if self.identities.release(id) {
-            self.cache.remove(id);
+            self.engine.set_identity(id, None);
             self.identity_table.remove(&id);
             self.dirty = true;
         }
@@ -511,10 +528,11 @@ impl World {
 
     fn host_addresses(&mut self, now: BTreeSet<IpAddr>) {
         let gone: Vec<_> = self.host.difference(&now).map(|ip| IpcachePrefix::address(*ip)).collect();
-        let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16 };
+        let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16, after: Revision::default() };
         let new = now.difference(&self.host).map(|ip| (IpcachePrefix::address(*ip), spec)).collect();
         self.ipcache.batch(new, &gone);
         self.host = now;
+        self.settle_prefixes();
     }
 
     /// Writes an endpoint's row, with its policy as it stands.
@@ -525,7 +543,7 @@ impl World {
             None => {
                 // Reconcilers never see a row without its policy.
                 let [policy_in, policy_out] = self.policies_of(&record.labels);
-                let policy_revision = self.repository.revision().0;
+                let policy_revision = self.revision();
                 EndpointSpec { record, policy_in, policy_out, policy_revision, tree: Arc::clone(&self.tree), regeneration }
             }
         };
@@ -544,15 +562,16 @@ impl World {
     }
 
     fn publish_rules(&mut self) {
-        let rules: Vec<Arc<Rule>> = self.repository.rules().cloned().collect();
-        self.rules.upsert((), RuleSet { revision: self.repository.revision().0, rules: Arc::new(rules) });
+        let rules: Vec<Arc<Rule>> = self.engine.repository().rules().cloned().collect();
+        self.rules.upsert((), RuleSet { revision: self.revision(), rules: Arc::new(rules) });
         self.dirty = true;
     }
 
     /// Ids of the ingress and egress policy of these labels. A policy that is new is in the table when this returns; the
     /// reconciler keeps an old one until no row refers to it.
     fn policies_of(&mut self, labels: &Labels) -> [u32; 2] {
-        let p = resolve(&self.repository, &mut self.cache, labels, self.mode, self.host_always);
+        let subject = Subject::from(labels.clone());
+        let p = self.engine.policy(&subject).unwrap_or_else(|| self.engine.add_subject(subject));
         [(Direction::Ingress, p.ingress), (Direction::Egress, p.egress)].map(|key| {
             if matches!(*key.1, DirectionPolicy::Open) {
                 return POLICY_OPEN;
@@ -568,21 +587,46 @@ impl World {
         })
     }
 
-    /// Whether every endpoint's policy could be written with these rules. Nothing is changed.
-    fn would_fit(&mut self, rules: &[Rule]) -> Result<(), ControlError> {
-        let mut trial = self.repository.clone();
-        trial.import(rules.to_vec());
-        let rows = self.endpoints.rows();
-        let subjects: BTreeSet<Labels> = rows.values().map(|s| s.record.labels.clone()).collect();
-        for labels in subjects {
-            let p = resolve(&trial, &mut self.cache, &labels, self.mode, self.host_always);
-            for direction in Direction::ALL {
-                blocks(POLICY_FIRST, direction, p.direction(direction), &mut |_| 1).map_err(|e| {
-                    ControlError::TooLarge(format!("{} policy of endpoints with labels [{labels}]: {e}", direction.as_str()))
-                })?;
+    fn revision(&self) -> u64 {
+        self.engine.repository().revision().0
+    }
+
+    /// Brings the identities of prefixes that rules name, and their rows, up to date. Containers and the host keep theirs.
+    fn settle_prefixes(&mut self) {
+        let free = |prefix: &Prefix| !self.ranges.iter().any(|r| r.covers(*prefix));
+        let wanted: BTreeMap<IpcachePrefix, (NumericIdentity, Prefix)> = self
+            .engine
+            .prefixes()
+            .iter()
+            .filter(|(prefix, _)| free(prefix))
+            .map(|(prefix, id)| (IpcachePrefix { ip: prefix.ip(), len: prefix.length() }, (id, prefix)))
+            .filter(|(row, _)| *row != IpcachePrefix::address(row.ip) || !self.host.contains(&row.ip))
+            .collect();
+        let mut gone: Vec<IpcachePrefix> = Vec::new();
+        for (row, id) in &self.prefixes {
+            if wanted.get(row).is_none_or(|(now, _)| now != id) {
+                gone.push(*row);
+                if id.is_reserved() {
+                    let fixed = pilus_model::identity::reserved_labels(id.reserved().unwrap_or(Reserved::World));
+                    self.identity_table.upsert(*id, Arc::new(fixed));
+                } else {
+                    self.identity_table.remove(id);
+                }
             }
         }
-        Ok(())
+        for row in &gone {
+            self.prefixes.remove(row);
+        }
+        let after = self.endpoints.reader().snapshot().revision;
+        let mut new = Vec::new();
+        for (row, (id, prefix)) in wanted {
+            if self.prefixes.insert(row, id).is_none() {
+                self.identity_table.upsert(id, Arc::new(PrefixIdentities::labels(prefix)));
+                new.push((row, IpcacheSpec { identity: id, slot: SLOT_WORLD as u16, after }));
+            }
+        }
+        gone.retain(|row| *row != IpcachePrefix::address(row.ip) || !self.host.contains(&row.ip));
+        self.ipcache.batch(new, &gone);
     }
 
     /// Brings policies and endpoint rows up to the rules and identities that are known now.
@@ -591,7 +635,7 @@ impl World {
             return;
         }
         let rows = self.endpoints.rows();
-        let revision = self.repository.revision().0;
+        let revision = self.revision();
         let mut memo: HashMap<&Labels, [u32; 2]> = HashMap::new();
         let mut specs = Vec::with_capacity(rows.len());
         for (id, spec) in rows.iter() {
@@ -607,6 +651,7 @@ impl World {
             let new = EndpointSpec { policy_in, policy_out, policy_revision: revision, ..spec.clone() };
             specs.push((*id, new, [policy_in == POLICY_OPEN, policy_out == POLICY_OPEN]));
         }
+        self.engine.retain_subjects(|s| memo.contains_key(&s.labels));
         let used: BTreeSet<u32> = memo.values().flatten().copied().collect();
         let gone: Vec<u32> = self.policy_ids.values().filter(|id| !used.contains(id)).copied().collect();
         self.policy_ids.retain(|_, id| used.contains(id));
@@ -614,7 +659,7 @@ impl World {
             let audit = spec.record.options.audit;
             let addresses: Vec<IpAddr> =
                 [Some(IpAddr::from(spec.record.ipv6)), spec.record.ipv4.map(IpAddr::from)].into_iter().flatten().collect();
-            let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0 };
+            let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0, after: Revision::default() };
             self.write(id, spec);
             self.ipcache.batch(addresses.into_iter().map(|ip| (IpcachePrefix::address(ip), entry)).collect(), &[]);
             let mode = |open| match (open, audit) {
@@ -627,6 +672,7 @@ impl World {
             }
         }
         self.policies.batch(Vec::new(), &gone);
+        self.settle_prefixes();
     }
 
     /// Takes over what the endpoint reconciler says.

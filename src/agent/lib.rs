@@ -9,6 +9,7 @@ pub mod datapath;
 pub mod ipam;
 pub mod kvstore;
 pub mod locks;
+pub mod metrics;
 pub mod monitor;
 pub mod options;
 pub mod persist;

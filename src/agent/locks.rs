@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -32,9 +33,25 @@ fn lock(what: &'static str, dir: &Path) -> Result<Flock<File>, LockError> {
     })
 }
 
+/// A process that a killed agent was just starting has its open files until it runs another program: so long, and no longer,
+/// it looks as if that agent lived.
+const TRIES: u32 = 100;
+const TRY_EVERY: Duration = Duration::from_millis(20);
+
 impl Locks {
-    /// `pins`: our directory on the bpffs.
+    /// `pins`: our directory on the bpffs. Blocks for up to two seconds if another agent has them.
     pub fn take(state_dir: &Path, pins: &Path) -> Result<Self, LockError> {
+        let mut tries = 0;
+        loop {
+            match Self::try_take(state_dir, pins) {
+                Err(LockError::Taken { .. } | LockError::Namespace) if tries < TRIES => std::thread::sleep(TRY_EVERY),
+                taken => return taken,
+            }
+            tries += 1;
+        }
+    }
+
+    fn try_take(state_dir: &Path, pins: &Path) -> Result<Self, LockError> {
         let files = vec![lock("state directory", state_dir)?, lock("bpffs directory", pins)?];
         // Names of abstract sockets belong to the network namespace.
         let address =

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Options: a flag, an environment variable and a key of the YAML file, in that order of precedence.
 
+use crate::datapath::gc::{self, Timeouts};
 use clap::Parser;
 use serde::Deserialize;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// A bad option: which one and what it takes. The agent exits 2.
@@ -72,8 +73,26 @@ raw_options! {
     enable_policy: String = "PILUS_ENABLE_POLICY";
     /// Whether the host may always reach its containers: auto, always, policy [default: auto]
     allow_localhost: String = "PILUS_ALLOW_LOCALHOST";
-    /// Entries of each flow table when it is first made [default: 262144]
+    /// Entries of each of the two flow tables when it is first made [default: half a percent of memory each, 65536 to 4194304]
     flow_table_size: u32 = "PILUS_FLOW_TABLE_SIZE";
+    /// Idle time of established TCP flows, seconds [default: 21600]
+    flow_timeout_tcp: u32 = "PILUS_FLOW_TIMEOUT_TCP";
+    /// Idle time of TCP flows that were not answered yet, seconds [default: 60]
+    flow_timeout_tcp_open: u32 = "PILUS_FLOW_TIMEOUT_TCP_OPEN";
+    /// Idle time of TCP flows after FIN in both directions or RST, seconds [default: 10]
+    flow_timeout_tcp_closing: u32 = "PILUS_FLOW_TIMEOUT_TCP_CLOSING";
+    /// Idle time of UDP flows that were not answered, seconds [default: 30]
+    flow_timeout_udp: u32 = "PILUS_FLOW_TIMEOUT_UDP";
+    /// Idle time of UDP flows that were answered, seconds [default: 180]
+    flow_timeout_udp_reply: u32 = "PILUS_FLOW_TIMEOUT_UDP_REPLY";
+    /// Idle time of ICMP and ICMPv6 flows, seconds [default: 30]
+    flow_timeout_icmp: u32 = "PILUS_FLOW_TIMEOUT_ICMP";
+    /// Idle time of flows of other protocols, seconds [default: 600]
+    flow_timeout_other: u32 = "PILUS_FLOW_TIMEOUT_OTHER";
+    /// Idle time of flows that policy denies, seconds [default: 60]
+    flow_timeout_deny: u32 = "PILUS_FLOW_TIMEOUT_DENY";
+    /// Address and port for Prometheus, e.g. 127.0.0.1:9780 or [::1]:9780 [default: none]
+    metrics_addr: String = "PILUS_METRICS_ADDR";
     /// text or json [default: text]
     log_format: String = "PILUS_LOG_FORMAT";
     /// error, warn, info, debug, trace, or a filter expression [default: info]
@@ -222,6 +241,8 @@ pub struct Options {
     pub enable_policy: EnablePolicy,
     pub allow_localhost: AllowLocalhost,
     pub flow_table_size: u32,
+    pub flow_timeouts: Timeouts,
+    pub metrics_addr: Option<SocketAddr>,
     pub log_format: LogFormat,
     pub log_level: String,
     pub cleanup: bool,
@@ -289,7 +310,7 @@ impl Options {
         if let Some(mtu) = raw.mtu.filter(|m| !(1280..=65535).contains(m)) {
             return Err(bad("mtu", format!("{mtu}: takes 1280 (the least that IPv6 allows) to 65535")));
         }
-        let flow_table_size = raw.flow_table_size.unwrap_or(262144);
+        let flow_table_size = raw.flow_table_size.unwrap_or_else(gc::default_entries);
         if !(1024..=16 << 20).contains(&flow_table_size) {
             return Err(bad("flow-table-size", format!("{flow_table_size}: takes 1024 to {}", 16 << 20)));
         }
@@ -298,6 +319,27 @@ impl Options {
         if let Some(name) = devices.iter().find(|d| d.is_empty() || d.len() > 15 || d.contains(['/', ' '])) {
             return Err(bad("device", format!("`{name}` is no name of a device")));
         }
+        let mut flow_timeouts = Timeouts::default();
+        let given = [
+            ("flow-timeout-tcp", raw.flow_timeout_tcp),
+            ("flow-timeout-tcp-open", raw.flow_timeout_tcp_open),
+            ("flow-timeout-tcp-closing", raw.flow_timeout_tcp_closing),
+            ("flow-timeout-udp", raw.flow_timeout_udp),
+            ("flow-timeout-udp-reply", raw.flow_timeout_udp_reply),
+            ("flow-timeout-icmp", raw.flow_timeout_icmp),
+            ("flow-timeout-other", raw.flow_timeout_other),
+            ("flow-timeout-deny", raw.flow_timeout_deny),
+        ];
+        for (key, value) in given {
+            if let Some(seconds) = value
+                && let Some(Err(message)) = flow_timeouts.set(key, &seconds.to_string())
+            {
+                return Err(bad(key, message));
+            }
+        }
+        let metrics_addr = raw.metrics_addr.filter(|text| !text.is_empty()).map(|text| {
+            text.parse().map_err(|_| bad("metrics-addr", format!("`{text}`: takes ADDRESS:PORT, e.g. 127.0.0.1:9780 or [::1]:9780")))
+        });
         let run_dir = raw.run_dir.unwrap_or_else(|| "/run/pilus".into());
         Ok(Self {
             node_name: raw.node_name.unwrap_or_else(host_name),
@@ -317,6 +359,8 @@ impl Options {
             enable_policy: parse("enable-policy", raw.enable_policy, "default")?,
             allow_localhost: parse("allow-localhost", raw.allow_localhost, "auto")?,
             flow_table_size,
+            flow_timeouts,
+            metrics_addr: metrics_addr.transpose()?,
             log_format: parse("log-format", raw.log_format, "text")?,
             log_level: raw.log_level.unwrap_or_else(|| "info".into()),
             cleanup: flags.cleanup,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The rows of the tables: what should be, and what is.
 
+use crate::table::Revision;
 use pilus_api::types::{LogEntry, ProgramModel};
 use pilus_codegen::Build;
 use pilus_model::endpoint::{EndpointId, EndpointState};
@@ -118,6 +119,8 @@ impl IpcachePrefix {
 pub struct IpcacheSpec {
     pub identity: NumericIdentity,
     pub slot: u16,
+    /// Written when every endpoint's row is as of this revision: their policies know the identity by then.
+    pub after: Revision,
 }
 
 /// The rules with their revision.

@@ -3,7 +3,7 @@
 //!
 //! [`sandbox::Sandbox`] gives a test network and mount namespaces and a BPF file system of its own, [`packet`] builds and
 //! checks packets, [`world::World`] holds a small node's tables with the programs loaded, and [`scenario`] runs packets
-//! through them as rows of a table.
+//! through them as rows of a table. [`truth`] reads the tables of what policies mean.
 
 pub mod check;
 pub mod objects;
@@ -11,6 +11,7 @@ pub mod outcome;
 pub mod packet;
 pub mod sandbox;
 pub mod scenario;
+pub mod truth;
 pub mod tuple;
 pub mod who;
 pub mod wire;

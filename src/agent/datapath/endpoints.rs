@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,7 @@ pub struct EndpointReconciler {
     /// later is another container's.
     ended: Mutex<BTreeMap<EndpointId, (u64, Arc<str>)>>,
     graveyard: tokio::sync::mpsc::UnboundedSender<u32>,
+    regenerated: AtomicU64,
 }
 
 /// Parts that the reconciler is made of.
@@ -107,6 +109,11 @@ pub struct Parts {
 }
 
 impl EndpointReconciler {
+    /// Updates that reached the kernel so far.
+    pub fn regenerations(&self) -> u64 {
+        self.regenerated.load(Ordering::Relaxed)
+    }
+
     pub fn new(parts: Parts) -> (Arc<Self>, Reader<EndpointId, Facts>) {
         let (facts, reader) = table();
         let (graveyard, dead) = tokio::sync::mpsc::unbounded_channel();
@@ -144,6 +151,7 @@ impl EndpointReconciler {
             turns: Mutex::default(),
             ended: Mutex::default(),
             graveyard,
+            regenerated: AtomicU64::new(0),
         };
         (Arc::new(this), reader)
     }
@@ -398,6 +406,7 @@ impl Reconcile for EndpointReconciler {
                 policy_revision: spec.policy_revision,
             }),
         );
+        self.regenerated.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

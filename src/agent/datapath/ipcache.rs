@@ -2,15 +2,19 @@
 //! Who is behind an address, in the kernel.
 
 use super::Tables;
-use crate::reconcile::Reconcile;
+use crate::reconcile::{Reconcile, Status, Statuses};
 use crate::state::{IpcachePrefix, IpcacheSpec};
+use crate::table::Revision;
 use pilus_loader::Error;
 use pilus_model::abi::IpcacheEntry;
+use pilus_model::endpoint::EndpointId;
 use pilus_model::ipcache::{exact_address, exact_key, lpm_key, lpm_prefix};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub struct IpcacheReconciler {
     tables: Arc<Tables>,
+    endpoints: Statuses<EndpointId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -22,8 +26,17 @@ pub enum IpcacheError {
 }
 
 impl IpcacheReconciler {
-    pub fn new(tables: Arc<Tables>) -> Self {
-        Self { tables }
+    pub fn new(tables: Arc<Tables>, endpoints: Statuses<EndpointId>) -> Self {
+        Self { tables, endpoints }
+    }
+
+    /// Waits until every endpoint that there is has its row as of a revision, or cannot have it.
+    async fn rows_written(&self, after: Revision) {
+        let written = |s: &Arc<BTreeMap<EndpointId, Status>>| {
+            s.values().all(|s| matches!(s, Status::Done(at) | Status::Failed(at, _) if *at >= after))
+        };
+        // It ends with the agent.
+        let _ = self.endpoints.clone().wait_for(written).await;
     }
 }
 
@@ -38,6 +51,9 @@ impl Reconcile for IpcacheReconciler {
     const NAME: &'static str = "ipcache";
 
     async fn update(&self, key: &IpcachePrefix, value: &IpcacheSpec) -> Result<(), IpcacheError> {
+        if value.after > Revision::default() {
+            self.rows_written(value.after).await;
+        }
         let entry = IpcacheEntry { identity: value.identity.get(), slot: value.slot, ..IpcacheEntry::default() };
         if is_address(key) {
             self.tables.ipcache.put(&exact_key(key.ip), &entry)?;

@@ -15,6 +15,7 @@ use pilus_loader::{Error, bpffs::BpfFs, maps, maps::PercpuMap, maps::PinnedMap, 
 use pilus_model::abi::{self, map};
 
 /// The open tables. Every one can be opened again from its pin.
+#[derive(Debug)]
 pub struct Tables {
     pub endpoint: PinnedMap<u32, abi::Endpoint>,
     pub flow4: PinnedMap<abi::FlowKey4, abi::Flow4>,

@@ -4,23 +4,22 @@
 use super::{App, Failure};
 use crate::agent::Agent;
 use crate::control::find_endpoint;
-use crate::monitor::agent_event;
+use crate::monitor::{Filter, Subscription};
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::response::Response;
-use futures::StreamExt;
-use pilus_api::types::{FlowEvent, PeerModel};
+use pilus_api::types::FlowEvent;
+use pilus_model::abi::EventKind;
 use pilus_model::endpoint::EndpointRef;
 use serde::Deserialize;
-use std::sync::Arc;
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
-const TYPES: [&str; 6] = ["drop", "trace", "debug", "capture", "agent", "policy-verdict"];
+/// Types that are no kind of the kernel's events.
+const OURS: [&str; 2] = ["agent", "l7"];
 
+/// Lists are comma separated.
 #[derive(Deserialize)]
-pub struct Filter {
-    /// Comma separated.
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
     #[serde(rename = "type")]
     types: Option<String>,
     from: Option<String>,
@@ -28,69 +27,55 @@ pub struct Filter {
     related: Option<String>,
 }
 
-fn is(peer: &Option<PeerModel>, wanted: &str) -> bool {
-    peer.as_ref().is_some_and(|p| wanted.split(',').any(|id| id.parse() == Ok(p.endpoint)))
+/// Slots of endpoints: each is looked for once, when the client subscribes.
+fn slots(agent: &Agent, field: &str, list: Option<&str>) -> Result<Vec<u16>, Failure> {
+    let rows = agent.readers.endpoints.snapshot().rows;
+    let slot = |text: &str| {
+        let endpoint: EndpointRef = text.parse().map_err(|e| Failure::invalid(field, e))?;
+        let found = find_endpoint(&rows, &endpoint).ok_or_else(|| Failure::not_found(format!("no endpoint {endpoint}")))?;
+        Ok(found.record.id.0)
+    };
+    list.into_iter().flat_map(|l| l.split(',')).map(slot).collect()
 }
 
-impl Filter {
-    /// Replaces references by ids: an endpoint is looked for once, when the client subscribes.
-    fn resolve(&mut self, agent: &Agent) -> Result<(), Failure> {
-        let rows = agent.readers.endpoints.snapshot().rows;
-        for field in [&mut self.from, &mut self.to, &mut self.related].into_iter().flatten() {
-            let ids: Result<Vec<String>, Failure> = field
-                .split(',')
-                .map(|text| {
-                    let endpoint: EndpointRef = text.parse().map_err(|e| Failure::invalid("endpoint", e))?;
-                    let found = find_endpoint(&rows, &endpoint).ok_or_else(|| Failure::not_found(format!("no endpoint {endpoint}")))?;
-                    Ok(found.record.id.to_string())
-                })
-                .collect();
-            *field = ids?.join(",");
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<(), Failure> {
-        for t in self.types.iter().flat_map(|t| t.split(',')) {
-            if !TYPES.contains(&t) {
-                return Err(Failure::invalid("type", format!("`{t}` is not one of {}", TYPES.join(", "))));
+fn kinds(list: Option<&str>) -> Result<(u32, bool), Failure> {
+    let Some(list) = list else { return Ok((u32::MAX, true)) };
+    let (mut kinds, mut agent) = (0, false);
+    for name in list.split(',') {
+        match EventKind::ALL.iter().find(|k| k.text() == name) {
+            Some(kind) => kinds |= 1 << kind.raw(),
+            None if OURS.contains(&name) => agent |= name == "agent",
+            None => {
+                let known: Vec<&str> = EventKind::ALL.iter().map(|k| k.text()).chain(OURS).collect();
+                return Err(Failure::invalid("type", format!("`{name}` is not one of {}", known.join(", "))));
             }
         }
-        Ok(())
     }
-
-    fn passes(&self, e: &FlowEvent) -> bool {
-        // What was lost concerns every filter.
-        if e.kind == "lost" {
-            return true;
-        }
-        if self.types.as_ref().is_some_and(|t| !t.split(',').any(|t| t == e.kind)) {
-            return false;
-        }
-        self.from.as_ref().is_none_or(|w| is(&e.source, w))
-            && self.to.as_ref().is_none_or(|w| is(&e.destination, w))
-            && self.related.as_ref().is_none_or(|w| is(&e.source, w) || is(&e.destination, w))
-    }
+    Ok((kinds, agent))
 }
 
-fn line(event: &FlowEvent) -> Bytes {
-    let mut bytes = serde_json::to_vec(event).unwrap_or_default();
-    bytes.push(b'\n');
+fn lines(events: &[FlowEvent]) -> Bytes {
+    let mut bytes = Vec::with_capacity(events.len() * 1024);
+    for event in events {
+        // Strings and numbers only: it cannot fail.
+        let _ = serde_json::to_writer(&mut bytes, event);
+        bytes.push(b'\n');
+    }
     bytes.into()
 }
 
-pub async fn follow(State(agent): State<App>, Query(mut filter): Query<Filter>) -> Result<Response, Failure> {
-    filter.check()?;
-    filter.resolve(&agent)?;
-    let filter = Arc::new(filter);
-    let events = BroadcastStream::new(agent.monitor.listen()).filter_map(move |event| {
-        let filter = Arc::clone(&filter);
-        async move {
-            match event {
-                Ok(event) => filter.passes(&event).then(|| Ok::<_, std::convert::Infallible>(line(&event))),
-                Err(BroadcastStreamRecvError::Lagged(n)) => Some(Ok(line(&agent_event("lost", "the listener is too slow", n)))),
-            }
-        }
+pub async fn follow(State(agent): State<App>, Query(wanted): Query<Wanted>) -> Result<Response, Failure> {
+    let (kinds, words) = kinds(wanted.types.as_deref())?;
+    let filter = Filter {
+        kinds,
+        agent: words,
+        from: slots(&agent, "from", wanted.from.as_deref())?,
+        to: slots(&agent, "to", wanted.to.as_deref())?,
+        related: slots(&agent, "related", wanted.related.as_deref())?,
+    };
+    let events = futures::stream::unfold(agent.monitor.listen(filter), |mut subscription: Subscription| async move {
+        let events = subscription.next().await;
+        Some((Ok::<_, std::convert::Infallible>(lines(&events)), subscription))
     });
     Response::builder().header("content-type", "application/x-ndjson").body(Body::from_stream(events)).map_err(Failure::failed)
 }

@@ -3,7 +3,6 @@
 
 use super::{App, Failure};
 use crate::agent::Agent;
-use crate::datapath::gc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -12,11 +11,11 @@ use pilus_model::abi::*;
 use pilus_model::ipcache::{exact_address, lpm_prefix};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-fn ip4(ip: Be32) -> Ipv4Addr {
+pub(super) fn ip4(ip: Be32) -> Ipv4Addr {
     Ipv4Addr::from(ip.get())
 }
 
-fn ip6(ip: [Be32; 4]) -> Ipv6Addr {
+pub(super) fn ip6(ip: [Be32; 4]) -> Ipv6Addr {
     let mut bytes = [0; 16];
     for (to, from) in bytes.chunks_exact_mut(4).zip(ip) {
         to.copy_from_slice(&from.to_wire());
@@ -24,7 +23,7 @@ fn ip6(ip: [Be32; 4]) -> Ipv6Addr {
     Ipv6Addr::from(bytes)
 }
 
-fn proto(p: u8) -> String {
+pub(super) fn proto(p: u8) -> String {
     match p {
         0 => "any".into(),
         1 => "icmp".into(),
@@ -36,7 +35,7 @@ fn proto(p: u8) -> String {
     }
 }
 
-fn names(flags: u64, list: &[(&str, u64)], prefix: &str) -> String {
+pub(super) fn names(flags: u64, list: &[(&str, u64)], prefix: &str) -> String {
     let set: Vec<String> = list
         .iter()
         .filter(|(name, bit)| bit.is_power_of_two() && flags & bit != 0 && *name != "FLOW_SLOW")
@@ -165,6 +164,6 @@ pub async fn flush(State(agent): State<App>, Path(name): Path<String>) -> Result
     if name != "flows" {
         return Err(Failure::invalid("name", format!("table {name} cannot be flushed; only flows can")));
     }
-    tokio::task::spawn_blocking(move || gc::flush(&agent.tables)).await.map_err(Failure::failed)?.map_err(Failure::failed)?;
+    tokio::task::spawn_blocking(move || agent.flows.flush(None)).await.map_err(Failure::failed)?.map_err(Failure::failed)?;
     Ok(StatusCode::NO_CONTENT)
 }

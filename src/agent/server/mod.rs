@@ -3,22 +3,26 @@
 
 mod endpoint;
 mod flows;
+mod flowtable;
 mod maps;
 mod node;
 mod policy;
+mod preview;
 mod template;
 
 use crate::agent::Agent;
 use crate::control::{ControlError, Event, Reply};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, MatchedPath, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pilus_api::types::ApiError;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -119,12 +123,17 @@ pub fn router(agent: App) -> Router {
         .route("/v1/ipam/{ip}", post(node::ipam_exact).delete(node::ipam_release))
         .route("/v1/policy", get(policy::show).put(policy::import).delete(policy::delete))
         .route("/v1/policy/wait", get(policy::wait))
+        .route("/v1/policy/validate", post(preview::validate))
+        .route("/v1/policy/explain", post(preview::explain))
+        .route("/v1/policy/diff", post(preview::diff))
         .route("/v1/map", get(maps::list))
         .route("/v1/map/{name}", get(maps::show).delete(maps::flush))
         .route("/v1/flows", get(flows::follow))
+        .route("/v1/flowtable", get(flowtable::list).delete(flowtable::flush))
         .route("/v1/template", get(template::status))
         .route("/v1/template/check", post(template::check))
         .route("/v1/template/apply", post(template::apply))
+        .route("/v1/metrics", get(node::metrics))
         .route("/v1/debuginfo", get(node::debuginfo))
         .route("/v1/cleanup", post(node::cleanup))
         .route("/v1/openapi.json", get(|| async { Json(pilus_api::openapi::document()) }))
@@ -132,8 +141,19 @@ pub fn router(agent: App) -> Router {
         .method_not_allowed_fallback(|method: axum::http::Method, uri: axum::http::Uri| async move {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", format!("{uri} does not take {method}; see /v1/openapi.json"))
         })
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&agent), timed))
         .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(agent)
+}
+
+/// Counts answers by route and status.
+async fn timed(State(agent): State<App>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let method = request.method().to_string();
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let answer = next.run(request).await;
+    agent.api_stats.answered(&method, &route, answer.status().as_u16(), begun.elapsed());
+    answer
 }
 
 /// Serves until the agent stops. The socket is there, with its mode and group, when the first request can be answered.

@@ -67,7 +67,7 @@ pub async fn healthz(State(agent): State<App>) -> Json<StatusModel> {
     })
 }
 
-const CHANGEABLE: &str = "PolicyEnforcement";
+const ENFORCEMENT: &str = "PolicyEnforcement";
 
 fn config_model(agent: &Agent) -> ConfigModel {
     let o = &agent.options;
@@ -76,8 +76,9 @@ fn config_model(agent: &Agent) -> ConfigModel {
         EnforcementMode::Always => "always",
         EnforcementMode::Never => "never",
     };
-    let options = [
-        (CHANGEABLE, mode.to_owned()),
+    let timeouts = agent.flows.timeouts().list();
+    let fixed = [
+        (ENFORCEMENT, mode.to_owned()),
         ("node-name", o.node_name.clone()),
         ("state-dir", o.state_dir.display().to_string()),
         ("run-dir", o.run_dir.display().to_string()),
@@ -92,8 +93,11 @@ fn config_model(agent: &Agent) -> ConfigModel {
         ("attach-mode", o.attach_mode.to_string()),
         ("allow-localhost", o.allow_localhost.to_string()),
         ("flow-table-size", agent.tables.flow4.max_entries().to_string()),
+        ("metrics-addr", o.metrics_addr.map(|a| a.to_string()).unwrap_or_default()),
     ];
-    ConfigModel { options: options.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(), changeable: vec![CHANGEABLE.to_owned()] }
+    let changeable = std::iter::once(ENFORCEMENT).chain(timeouts.iter().map(|(key, _)| *key)).map(str::to_owned).collect();
+    let timeouts = timeouts.into_iter().map(|(key, seconds)| (key, seconds.to_string()));
+    ConfigModel { options: fixed.into_iter().chain(timeouts).map(|(k, v)| (k.to_owned(), v)).collect(), changeable }
 }
 
 pub async fn config(State(agent): State<App>) -> Json<ConfigModel> {
@@ -107,15 +111,25 @@ pub struct ConfigChange {
 }
 
 pub async fn patch_config(State(agent): State<App>, Body(change): Body<ConfigChange>) -> Result<Json<ConfigModel>, Failure> {
-    let known = config_model(&agent).options;
+    let known = config_model(&agent);
     let mut wanted = None;
+    let old = agent.flows.timeouts();
+    let mut timeouts = old;
+    // All are checked before one is changed.
     for (key, value) in &change.options {
-        if key != CHANGEABLE {
-            let why = if known.contains_key(key) { "can only be set at start" } else { "is no option" };
-            return Err(Failure::invalid(key, format!("`{key}` {why}; changeable: {CHANGEABLE}")));
+        if let Some(set) = timeouts.set(key, value) {
+            set.map_err(|e| Failure::invalid(key, format!("{key} {e}")))?;
+            continue;
+        }
+        if key != ENFORCEMENT {
+            let why = if known.options.contains_key(key) { "can only be set at start" } else { "is no option" };
+            return Err(Failure::invalid(key, format!("`{key}` {why}; changeable: {}", known.changeable.join(", "))));
         }
         let mode: EnablePolicy = value.parse().map_err(|e| Failure::invalid(key, e))?;
         wanted = Some(crate::agent::enforcement(mode));
+    }
+    if timeouts != old {
+        agent.flows.set_timeouts(timeouts).map_err(Failure::failed)?;
     }
     if let Some(mode) = wanted {
         ask(&agent, |reply| Event::Enforcement(mode, reply)).await?;
@@ -185,6 +199,11 @@ pub async fn debuginfo(State(agent): State<App>) -> Json<Lines> {
     let policies = agent.readers.policies.snapshot().rows;
     lines.extend(policies.iter().map(|(id, p)| format!("policy {id} {}: {:?}", p.direction.as_str(), p.policy)));
     Json(Lines { lines })
+}
+
+pub async fn metrics(State(agent): State<App>) -> Result<Json<Vec<MetricModel>>, Failure> {
+    let listed = tokio::task::spawn_blocking(move || crate::metrics::list(&agent)).await;
+    Ok(Json(listed.map_err(Failure::failed)?.map_err(Failure::failed)?))
 }
 
 #[derive(Deserialize)]

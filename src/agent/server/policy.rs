@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/policy`.
 
+use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
 use crate::control::Event;
+use crate::reconcile::Status;
 use crate::state::RuleSet;
 use axum::Json;
 use axum::extract::{Query, State};
 use pilus_api::types::*;
 use pilus_model::label::Labels;
-use pilus_model::policy::input;
+use pilus_model::policy::input::{self, Options};
+use pilus_model::policy::{Rule, shadowed};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -45,22 +48,26 @@ pub async fn show(State(agent): State<App>, Query(which): Query<Which>) -> Resul
     Ok(Json(PolicyModel { revision: set.revision, rules }))
 }
 
-pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyRevision>, Failure> {
-    let mut rules = Vec::new();
-    for document in &body.documents {
-        let parsed = input::parse(&document.name, &document.text).map_err(|errors| {
-            let first = errors.first().map(|e| e.path.clone()).unwrap_or_default();
-            let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            Failure::invalid(&first, all.join("\n"))
-        })?;
-        rules.extend(parsed);
-    }
+/// The rules of all documents.
+pub fn rules(body: &PolicyImport) -> Result<Vec<Rule>, Failure> {
+    let texts = body.documents.iter().map(|d| (d.name.as_str(), d.text.as_str()));
+    let rules = input::parse_all(texts, Options::default()).map_err(|errors| {
+        let first = errors.first().map(|e| e.path.clone()).unwrap_or_default();
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Failure::invalid(&first, all.join("\n"))
+    })?;
     if rules.is_empty() {
         return Err(Failure::invalid("documents", "there is no rule in what was given"));
     }
+    Ok(rules)
+}
+
+pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyRevision>, Failure> {
+    let rules = rules(&body)?;
+    let warnings = shadowed(&rules, &ranges(&agent));
     let set = ask(&agent, |reply| Event::Import(rules, reply)).await?;
     kept(&agent, set.revision).await?;
-    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0 }))
+    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0, warnings }))
 }
 
 pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyRevision>, Failure> {
@@ -72,7 +79,7 @@ pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Res
     };
     let (deleted, set) = ask(&agent, |reply| Event::DeletePolicy(chosen, reply)).await?;
     kept(&agent, set.revision).await?;
-    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted }))
+    Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted, warnings: Vec::new() }))
 }
 
 #[derive(Deserialize)]
@@ -90,6 +97,21 @@ fn waiting(agent: &Agent, revision: u64) -> Vec<String> {
     endpoints.iter().filter(|(id, _)| behind(id)).map(|(id, s)| format!("{id} ({})", s.record.name)).collect()
 }
 
+/// Waits until the kernel has every address and prefix that is known now, and no other.
+async fn addresses_told_apart(agent: &Agent) {
+    let wanted = agent.readers.ipcache.snapshot();
+    let mut statuses = agent.ipcache_status.clone();
+    let done = statuses.wait_for(|s| {
+        let there = wanted.rows.keys().all(|k| match s.get(k) {
+            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= wanted.revision,
+            _ => false,
+        });
+        there && s.len() == wanted.rows.len()
+    });
+    // It ends with the agent.
+    let _ = done.await;
+}
+
 pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Result<Json<PolicyWait>, Failure> {
     let known = current(&agent).revision;
     if want.revision > known {
@@ -101,7 +123,10 @@ pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Resu
     loop {
         let behind = waiting(&agent, want.revision);
         if behind.is_empty() {
-            return Ok(Json(PolicyWait { revision: want.revision, realised: true, waiting: behind }));
+            // Prefixes are told apart when every policy knows them.
+            let realised = tokio::time::timeout_at(deadline, addresses_told_apart(&agent)).await.is_ok();
+            let waiting = if realised { behind } else { vec!["addresses".to_owned()] };
+            return Ok(Json(PolicyWait { revision: want.revision, realised, waiting }));
         }
         match tokio::time::timeout_at(deadline, facts.changed()).await {
             Ok(true) => drop(facts.take()),

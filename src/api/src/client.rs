@@ -4,9 +4,9 @@
 use crate::error::{ClientError, one_line};
 use crate::flows::{FlowFilter, Flows};
 use crate::types::{
-    ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, HeaderModel, IdentityModel, IpamModel,
-    LabelsRequest, Lines, LogEntry, MapInfo, MapModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait, StatusModel, TemplateResult,
-    TemplateStatus,
+    ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlushResult, HeaderModel, IdentityModel,
+    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyAnswer, PolicyDiff, PolicyImport, PolicyModel,
+    PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, StatusModel, TemplateResult, TemplateStatus,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -227,6 +227,21 @@ impl Client {
         self.get(&query("/v1/policy/wait", &pairs)).await
     }
 
+    /// `POST /v1/policy/validate`: what an import would say.
+    pub async fn validate_policy(&self, import: &PolicyImport) -> Result<PolicyValidation, ClientError> {
+        self.call(Method::POST, "/v1/policy/validate", Some(import)).await
+    }
+
+    /// `POST /v1/policy/explain`: what becomes of a connection.
+    pub async fn explain_policy(&self, question: &PolicyQuestion) -> Result<PolicyAnswer, ClientError> {
+        self.call(Method::POST, "/v1/policy/explain", Some(question)).await
+    }
+
+    /// `POST /v1/policy/diff`: which verdicts an import would change.
+    pub async fn diff_policy(&self, import: &PolicyImport) -> Result<PolicyDiff, ClientError> {
+        self.call(Method::POST, "/v1/policy/diff", Some(import)).await
+    }
+
     /// `GET /v1/map`.
     pub async fn maps(&self) -> Result<Vec<MapInfo>, ClientError> {
         self.get("/v1/map").await
@@ -240,6 +255,21 @@ impl Client {
     /// `DELETE /v1/map/flows`: forgets all connections.
     pub async fn flush_flows(&self) -> Result<(), ClientError> {
         self.call_empty(Method::DELETE, "/v1/map/flows").await.map(drop)
+    }
+
+    /// `GET /v1/metrics`.
+    pub async fn metrics(&self) -> Result<Vec<MetricModel>, ClientError> {
+        self.get("/v1/metrics").await
+    }
+
+    /// `GET /v1/flowtable`: connections, of one endpoint or all.
+    pub async fn flow_table(&self, endpoint: Option<&str>) -> Result<Vec<FlowEntry>, ClientError> {
+        self.get(&flow_table(endpoint)).await
+    }
+
+    /// `DELETE /v1/flowtable`: forgets connections, of one endpoint or all.
+    pub async fn flush_flow_table(&self, endpoint: Option<&str>) -> Result<FlushResult, ClientError> {
+        self.call(Method::DELETE, &flow_table(endpoint), NO_BODY).await
     }
 
     /// `GET /v1/flows`: subscribes to events.
@@ -394,6 +424,11 @@ fn path_of(method: &Method, target: &str) -> String {
 
 fn endpoint_path(id: &str, rest: &str) -> String {
     format!("/v1/endpoint/{}{rest}", encode(id))
+}
+
+fn flow_table(endpoint: Option<&str>) -> String {
+    let pairs: Vec<(&str, String)> = endpoint.map(|e| ("endpoint", e.to_owned())).into_iter().collect();
+    query("/v1/flowtable", &pairs)
 }
 
 fn labelled(labels: &[String]) -> String {

@@ -2,9 +2,9 @@
 //! The OpenAPI 3.1 document of the API, made from the wire types. The agent serves it; `openapi.json` is a snapshot.
 
 use crate::types::{
-    ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEvent, HeaderModel, IdentityModel, IpamModel,
-    LabelsRequest, Lines, LogEntry, MapInfo, MapModel, PolicyImport, PolicyModel, PolicyRevision, PolicyWait, StatusModel, TemplateResult,
-    TemplateStatus,
+    ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlowEvent, FlushResult, HeaderModel,
+    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyAnswer, PolicyDiff, PolicyImport,
+    PolicyModel, PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, StatusModel, TemplateResult, TemplateStatus,
 };
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -132,12 +132,38 @@ fn policy(doc: &mut Document) {
         .answer::<PolicyWait>(200, "Whether it is realised")
         .fails(&[400])
         .done();
+    doc.route("post", "/v1/policy/validate", "validatePolicy", "Says what an import would say; changes nothing")
+        .body::<PolicyImport>()
+        .answer::<PolicyValidation>(200, "Mistakes and warnings")
+        .fails(&[400])
+        .done();
+    doc.route("post", "/v1/policy/explain", "explainPolicy", "Says what becomes of a connection, and which rule decides")
+        .body::<PolicyQuestion>()
+        .answer::<PolicyAnswer>(200, "Verdict")
+        .fails(&[400, 404])
+        .done();
+    doc.route("post", "/v1/policy/diff", "diffPolicy", "Says which verdicts an import would change; changes nothing")
+        .body::<PolicyImport>()
+        .answer::<PolicyDiff>(200, "Changes")
+        .fails(&[400])
+        .done();
 }
 
 fn kernel(doc: &mut Document) {
     doc.get("/v1/map", "listMaps", "Maps of the datapath").answer::<Vec<MapInfo>>(200, "Maps").done();
     doc.get("/v1/map/{name}", "getMap", "Entries of a map").answer::<MapModel>(200, "Entries").fails(&[404]).done();
     doc.route("delete", "/v1/map/flows", "flushFlows", "Forgets all connections").empty(204, "Forgotten").done();
+    doc.get("/v1/metrics", "listMetrics", "What the agent and the datapath count").answer::<Vec<MetricModel>>(200, "Samples").done();
+    doc.get("/v1/flowtable", "listFlowTable", "Connections as the datapath keeps them")
+        .query("endpoint", "string", false, "Only those of this endpoint")
+        .answer::<Vec<FlowEntry>>(200, "Connections, both families")
+        .fails(&[400, 404])
+        .done();
+    doc.route("delete", "/v1/flowtable", "flushFlowTable", "Forgets connections; policy judges their next packets anew")
+        .query("endpoint", "string", false, "Only those of this endpoint")
+        .answer::<FlushResult>(200, "How many there were")
+        .fails(&[400, 404])
+        .done();
     doc.get("/v1/flows", "followFlows", "Follows events, one JSON object a line")
         .query("type", "string", false, "Event types, comma separated")
         .query("from", "string", false, "Sending endpoints, comma separated")

@@ -185,6 +185,9 @@ pub struct PolicyRevision {
     /// Rules that a delete removed.
     #[serde(default)]
     pub deleted: usize,
+    /// What was taken but may not do what is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// `GET /v1/policy`.
@@ -202,6 +205,98 @@ pub struct PolicyWait {
     pub realised: bool,
     /// Endpoints that have not, `id (name)`.
     pub waiting: Vec<String>,
+}
+
+/// `POST /v1/policy/validate`: what an import of the documents would say. Nothing is changed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyValidation {
+    pub valid: bool,
+    /// Rules in the documents.
+    pub rules: usize,
+    pub errors: Vec<PolicyProblem>,
+    /// What is taken but may not do what is meant.
+    pub warnings: Vec<String>,
+}
+
+/// A mistake in a policy document.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyProblem {
+    /// Empty if it is about the documents together.
+    pub file: String,
+    /// From 1; 0 if it has no place.
+    pub line: u32,
+    pub column: u32,
+    /// Field, such as `spec.ingress[0].toPorts`.
+    pub path: String,
+    pub message: String,
+}
+
+/// `POST /v1/policy/explain`: what becomes of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyQuestion {
+    /// An endpoint (`257`, `name:web`, `ipv4:…`), an address, `identity:N`, or a fixed identity such as `host` or `world`.
+    pub from: String,
+    pub to: String,
+    /// `PORT/PROTOCOL`, e.g. `80/tcp`; ICMP: `TYPE/icmp` or `TYPE/icmpv6`.
+    pub dport: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyAnswer {
+    pub allowed: bool,
+    /// The kernel's tables say the same.
+    pub agrees: bool,
+    pub from: PeerModel,
+    pub to: PeerModel,
+    /// What the sender's policy says; absent if it is no endpoint of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<PolicyVerdict>,
+    /// What the receiver's policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<PolicyVerdict>,
+}
+
+/// What one endpoint's policy says about a connection.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyVerdict {
+    /// `allow`, `deny`, `redirect` (as far as L7 rules allow), or `open` (not enforced).
+    pub verdict: String,
+    /// Rule that decides: file, line and object; empty if none does.
+    pub rule: String,
+    /// Entry that decides, as the kernel has it; empty if none does.
+    pub entry: String,
+    /// What the kernel's tables say: as `verdict`, or `none` if the endpoint is not in them.
+    pub kernel: String,
+    /// Rule that the kernel's entry names.
+    pub kernel_rule: String,
+}
+
+/// `POST /v1/policy/diff`: verdicts that an import would change.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyDiff {
+    pub changes: Vec<PolicyChange>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct PolicyChange {
+    /// Endpoints concerned, `id (name)`.
+    pub endpoints: Vec<String>,
+    /// `egress` or `ingress`.
+    pub direction: String,
+    /// Identity of the other side; 0: every one that is not listed for these endpoints.
+    pub peer: u32,
+    pub labels: Vec<String>,
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6`, or `other`.
+    pub protocol: String,
+    /// First and last port; ICMP: type.
+    pub first: u16,
+    pub last: u16,
+    /// `allow`, `deny`, `redirect` or `open`.
+    pub before: String,
+    pub after: String,
+    /// Rule that decides after the import; empty if none does.
+    pub rule: String,
 }
 
 /// `GET /v1/config`: every option with its value; `PATCH` changes those that are changeable.
@@ -279,13 +374,79 @@ pub struct MapInfo {
     pub value_size: usize,
 }
 
+/// `GET /v1/flowtable`: one connection, as the datapath keeps it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEntry {
+    /// 4 or 6.
+    pub family: u8,
+    /// `tcp`, `udp`, `icmp`, `icmp6`, or the protocol's number.
+    pub protocol: String,
+    /// Who sent the first packet.
+    pub source: FlowEnd,
+    pub destination: FlowEnd,
+    /// TCP: `opening`, `established`, `closing`. Others: `unreplied`, `replied`. `denied` where policy denies.
+    pub state: String,
+    /// `allow`, `deny`, or `audit`: denied, but let through.
+    pub verdict: String,
+    /// Seconds since a packet was seen.
+    pub idle: u32,
+    /// Seconds until the entry goes unless a packet comes.
+    pub expires: u32,
+    /// Seconds since the entry was made; IPv4 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age: Option<u32>,
+    /// From source to destination.
+    pub sent: FlowCount,
+    /// From destination to source.
+    pub received: FlowCount,
+    /// What else the entry says, e.g. `midstream`.
+    pub flags: Vec<String>,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct FlowEnd {
+    pub address: std::net::IpAddr,
+    /// Port; the identifier of an ICMP echo; otherwise 0.
+    pub port: u16,
+    /// Row in the endpoint table.
+    pub slot: u16,
+    /// Name of the endpoint; `host` and `world`; empty if nobody has the slot any more.
+    pub name: String,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct FlowCount {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// `DELETE /v1/flowtable`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct FlushResult {
+    /// Entries removed.
+    pub removed: u64,
+}
+
+/// `GET /v1/metrics`: one sample.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, JsonSchema)]
+pub struct MetricModel {
+    /// As Prometheus names it.
+    pub name: String,
+    pub help: String,
+    pub labels: BTreeMap<String, String>,
+    pub value: f64,
+}
+
 /// One line of `GET /v1/flows` (newline-delimited JSON).
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowEvent {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `agent`, `lost`.
+    /// `drop`, `trace`, `policy-verdict`, `debug`, `capture`, `l7`, `agent`, `lost`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Reason of a drop, trace point, or what the agent says.
@@ -311,9 +472,12 @@ pub struct FlowEvent {
     /// Length of the packet, bytes.
     #[serde(default)]
     pub length: u32,
-    /// What a packet tool would print, e.g. `10.5.1.1:41000 -> 10.5.1.2:80 tcp SYN`.
+    /// What a packet tool would print, e.g. `10.5.1.1.41000 > 10.5.1.2.80 tcp SYN seq 1 win 64240 length 0`.
     #[serde(default)]
     pub summary: String,
+    /// The lower headers, e.g. `02:… > 02:… type 0x0800, IPv4 ttl 64 tos 0x0 id 0 DF length 60`.
+    #[serde(default)]
+    pub headers: String,
     /// First bytes from the Ethernet header, hex.
     #[serde(default)]
     pub packet: String,

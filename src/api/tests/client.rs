@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use pilus_api::client::PolicyScope;
-use pilus_api::types::{EndpointRequest, LabelsRequest, PolicyImport};
+use pilus_api::types::{EndpointRequest, LabelsRequest, PolicyImport, PolicyQuestion};
 use pilus_api::{Client, ClientError, FlowFilter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -57,7 +57,9 @@ async fn client_and_document_know_the_same_operations() {
         c.endpoint_health("1"), c.endpoint_header("1"), c.regenerate("1"), c.identities(), c.identity(1),
         c.allocate_address(true, false), c.claim_address(ip), c.release_address(ip), c.policy(&[]),
         c.import_policy(&PolicyImport { documents: vec![] }), c.delete_policy(&PolicyScope::All),
-        c.wait_policy(3, Duration::from_secs(1)), c.maps(), c.map("policy"), c.flush_flows(), c.flows(&FlowFilter::default()),
+        c.wait_policy(3, Duration::from_secs(1)), c.validate_policy(&PolicyImport { documents: vec![] }),
+        c.diff_policy(&PolicyImport { documents: vec![] }),
+        c.explain_policy(&PolicyQuestion { from: "a".into(), to: "b".into(), dport: "80/tcp".into() }), c.maps(), c.map("policy"), c.flush_flows(), c.metrics(), c.flow_table(None), c.flush_flow_table(Some("257")), c.flows(&FlowFilter::default()),
         c.template_status(), c.check_template(), c.apply_template(), c.debuginfo(), c.cleanup(), c.openapi(),
     }
     let document = pilus_api::openapi::document();

@@ -5,6 +5,7 @@ pub mod args;
 mod commands;
 mod failure;
 mod output;
+mod pcap;
 
 use args::Cli;
 use clap::error::ErrorKind;

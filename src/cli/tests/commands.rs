@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{Agent, endpoint, status};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn status_and_version() {
@@ -160,25 +160,69 @@ fn labels_and_options_change() {
 fn identities_and_maps() {
     let agent = Agent::new();
     let web = json!({"id": 4711, "labels": ["k8s:app=web", "k8s:tier=front"]});
-    agent.on("GET /v1/identity", 200, json!([{"id": 1, "labels": ["reserved:host"]}, web])).on("GET /v1/identity/4711", 200, &web).on(
-        "DELETE /v1/map/flows",
-        204,
-        "",
-    );
+    agent.on("GET /v1/identity", 200, json!([{"id": 1, "labels": ["reserved:host"]}, web])).on("GET /v1/identity/4711", 200, &web);
     assert_eq!(agent.ok(&["identity", "list"]), "ID    LABELS\n1     reserved:host\n4711  k8s:app=web,k8s:tier=front\n");
     assert_eq!(agent.json(&["identity", "list"])[1], web);
     assert_eq!(agent.ok(&["identity", "get", "4711"]), "ID:     4711\nLabels: k8s:app=web k8s:tier=front\n");
     assert_eq!(agent.json(&["identity", "get", "4711"]), web);
-    for (command, map) in [("ct", "flows"), ("policy", "policy"), ("ipcache", "ipcache"), ("endpoint", "endpoint"), ("metrics", "metrics")]
-    {
+    for (command, map) in [("policy", "policy"), ("ipcache", "ipcache"), ("endpoint", "endpoint"), ("metrics", "metrics")] {
         let model = json!({"name": map, "columns": ["key", "packets in"], "rows": [["a", "1"], ["", "22"]]});
         agent.on(&format!("GET /v1/map/{map}"), 200, &model);
         assert_eq!(agent.ok(&["bpf", command, "list"]), "KEY  PACKETS IN\na    1\n-    22\n");
         assert_eq!(agent.json(&["bpf", command, "list"]), model);
     }
-    assert_eq!(agent.ok(&["bpf", "ct", "flush"]), "Forgot all connections\n");
-    assert_eq!(agent.json(&["bpf", "ct", "flush"]), json!({"flushed": true}));
     agent.fails(2, &["bpf", "policy", "flush"]);
+}
+
+#[test]
+fn connections_are_listed_and_forgotten() {
+    let agent = Agent::new();
+    let end = |address, port, slot, name| json!({"address": address, "port": port, "slot": slot, "name": name});
+    let count = |packets, bytes| json!({"packets": packets, "bytes": bytes});
+    let flows = json!([
+        {"family": 4, "protocol": "tcp", "source": end("10.5.0.3", 41000, 257, "client"), "destination": end("10.5.0.4", 80, 258, "web"),
+         "state": "established", "verdict": "allow", "idle": 3, "expires": 21597, "age": 9, "sent": count(4, 400), "received": count(3, 9000),
+         "flags": ["midstream"]},
+        {"family": 6, "protocol": "udp", "source": end("fd00::3", 5000, 257, ""), "destination": end("fd00::1", 53, 1, "host"),
+         "state": "denied", "verdict": "deny", "idle": 0, "expires": 60, "sent": count(1, 70), "received": count(0, 0), "flags": []},
+    ]);
+    agent
+        .on("GET /v1/flowtable", 200, &flows)
+        .on("GET /v1/flowtable?endpoint=name:web", 200, json!([]))
+        .on("DELETE /v1/flowtable", 200, json!({"removed": 2}))
+        .on("DELETE /v1/flowtable?endpoint=257", 404, json!({"code": "not-found", "message": "no endpoint 257"}));
+    let table = "\
+PROTO  FROM      TO    SOURCE          DESTINATION   STATE                  VERDICT  IDLE  EXPIRES  SENT   RECEIVED
+tcp    client    web   10.5.0.3:41000  10.5.0.4:80   established,midstream  allow    3s    21597s   4/400  3/9000
+udp    slot 257  host  [fd00::3]:5000  [fd00::1]:53  denied                 deny     0s    60s      1/70   0/0
+";
+    assert_eq!(agent.ok(&["bpf", "ct", "list"]), table);
+    assert_eq!(agent.json(&["bpf", "ct", "list"]), flows);
+    assert_eq!(agent.ok(&["bpf", "ct", "list", "--endpoint", "web", "--no-headers"]), "");
+    assert_eq!(agent.ok(&["bpf", "ct", "flush"]), "Forgot 2 connections\n");
+    assert_eq!(agent.json(&["bpf", "ct", "flush"]), json!({"removed": 2}));
+    assert_eq!(agent.fails(1, &["bpf", "ct", "flush", "--endpoint", "257"]), "no endpoint 257");
+}
+
+#[test]
+fn metrics_are_listed() {
+    let agent = Agent::new();
+    let sample = |name, labels: Value, value| json!({"name": name, "help": "h", "labels": labels, "value": value});
+    let samples = json!([
+        sample("pilus_dropped_packets_total", json!({"reason": "Policy denied", "direction": "egress"}), 3.0),
+        sample("pilus_dropped_packets_total", json!({"reason": "Invalid packet", "direction": "egress"}), 0.0),
+        sample("pilus_policy_revision", json!({}), 7.0),
+    ]);
+    agent.on("GET /v1/metrics", 200, &samples);
+    let table = "\
+NAME                         LABELS                                     VALUE
+pilus_dropped_packets_total  direction=\"egress\" reason=\"Policy denied\"  3
+pilus_policy_revision        -                                          7
+";
+    assert_eq!(agent.ok(&["metrics", "list"]), table);
+    assert_eq!(agent.ok(&["metrics", "list", "revision", "--no-headers"]), "pilus_policy_revision  -  7\n");
+    assert_eq!(agent.ok(&["metrics", "list", "--all"]).lines().count(), 4);
+    assert_eq!(agent.json(&["metrics", "list"]), samples);
 }
 
 #[test]
@@ -205,6 +249,10 @@ fn policy_is_imported_and_deleted() {
         {"name": "stdin", "text": "c"}]});
     assert_eq!(agent.bodies("PUT /v1/policy"), [sent]);
     assert_eq!(agent.json(&["policy", "import", &path]), revision);
+    let warned = Agent::new();
+    warned.on("PUT /v1/policy", 200, json!({"revision": 1, "rules": 1, "warnings": ["a.yaml:1: 10.5.0.0/16 covers addresses"]}));
+    let ran = warned.run_with(&["policy", "import", "-"], "c");
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("Revision: 1\n", "note: a.yaml:1: 10.5.0.0/16 covers addresses\n"));
     assert_eq!(agent.ok(&["policy", "delete", "app=web", "b"]), "Revision: 9\n");
     let ran = agent.run(&["policy", "delete", "--all"]);
     assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (Some(0), "Revision: 10\n", "note: no rule was removed\n"));
@@ -218,6 +266,50 @@ fn policy_is_imported_and_deleted() {
     agent.fails(2, &["policy", "import"]);
     agent.fails(2, &["policy", "delete"]);
     agent.fails(2, &["policy", "delete", "a", "--all"]);
+}
+
+#[test]
+fn policy_is_validated_compared_and_explained() {
+    let agent = Agent::new();
+    let good = json!({"valid": true, "rules": 2, "errors": [], "warnings": ["a.yaml:1: 10.5.0.0/16 covers addresses of containers"]});
+    let mistake = json!({"file": "stdin", "line": 3, "column": 5, "path": "[0].ingres", "message": "unknown field `ingres`"});
+    let change = json!({"endpoints": ["257 (web)"], "direction": "ingress", "peer": 0, "labels": [], "protocol": "tcp", "first": 80, "last": 90,
+        "before": "open", "after": "deny", "rule": ""});
+    let verdict = json!({"verdict": "deny", "rule": "a.yaml:3", "entry": "identity any, block 0, rule 1: 80-80/tcp", "kernel": "deny",
+        "kernel_rule": "a.yaml:3"});
+    let peer = |id: u16, name: &str| json!({"endpoint": id, "name": name, "identity": 4711, "labels": ["k8s:app=web"]});
+    let answer = json!({"allowed": false, "agrees": true, "from": peer(257, "web"), "to": peer(0, ""), "egress": verdict});
+    let mut other = answer.clone();
+    other["agrees"] = json!(false);
+    agent
+        .on("POST /v1/policy/validate", 200, &good)
+        .on("POST /v1/policy/validate", 200, json!({"valid": false, "rules": 0, "errors": [mistake], "warnings": []}))
+        .on("POST /v1/policy/diff", 200, json!({"changes": [change]}))
+        .on("POST /v1/policy/diff", 200, json!({"changes": []}))
+        .on("POST /v1/policy/explain", 200, &answer)
+        .on("POST /v1/policy/explain", 200, &answer)
+        .on("POST /v1/policy/explain", 200, &other);
+    let ran = agent.run_with(&["policy", "validate", "-"], "text");
+    assert_eq!(
+        (ran.status, ran.out.as_str()),
+        (Some(0), "warning: a.yaml:1: 10.5.0.0/16 covers addresses of containers\n2 rules, no mistake\n")
+    );
+    assert_eq!(agent.bodies("POST /v1/policy/validate"), [json!({"documents": [{"name": "stdin", "text": "text"}]})]);
+    let ran = agent.run_with(&["policy", "validate", "-"], "text");
+    assert_eq!((ran.status, ran.out.as_str()), (Some(1), "stdin:3:5: [0].ingres: unknown field `ingres`\n"));
+    let ran = agent.run_with(&["policy", "diff", "-"], "text");
+    let table = "ENDPOINTS  DIRECTION  PEER    PORTS      VERDICT       RULE\n257 (web)  ingress    others  80-90/tcp  open -> deny  -\n";
+    assert_eq!((ran.status, ran.out.as_str()), (Some(0), table));
+    assert_eq!(agent.run_with(&["policy", "diff", "-"], "text").out, "No verdict changes.\n");
+    let ask = ["policy", "explain", "--from", "web", "--to", "192.0.2.7", "--dport", "80/tcp"];
+    let out = agent.ok(&ask);
+    assert!(out.starts_with("From: 257 (web), identity 4711 [k8s:app=web]\n") && out.ends_with("DENIED\n"), "{out}");
+    assert!(out.contains("a.yaml:3") && out.contains("ingress  no policy here"), "{out}");
+    assert_eq!(agent.bodies("POST /v1/policy/explain")[0], json!({"from": "web", "to": "192.0.2.7", "dport": "80/tcp"}));
+    assert_eq!(agent.json(&ask)["agrees"], json!(true));
+    assert!(agent.fails(1, &ask).contains("the kernel's tables say something else"));
+    agent.fails(2, &["policy", "explain", "--from", "web"]);
+    agent.fails(2, &["policy", "validate"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn drop_event() -> Value {
         "time": "2026-01-02T10:32:07.123456Z", "type": "drop", "reason": "Policy denied", "verdict": "deny", "direction": "egress",
         "state": "new", "source": {"endpoint": 257, "name": "client", "identity": 4711, "labels": ["unspec:app=client"]},
         "destination": {"endpoint": 258, "name": "web", "identity": 4712, "labels": ["unspec:app=web"]}, "rule": "", "ifindex": 9,
-        "length": 78, "summary": "fd00::3.41000 > fd00::4.80 tcp SYN", "packet": "020000000001020000000002 86dd 60", "count": 0,
+        "length": 78, "headers": "", "summary": "fd00::3.41000 > fd00::4.80 tcp SYN", "packet": "020000000001020000000002 86dd 60", "count": 0,
     })
 }
 
@@ -72,6 +72,40 @@ fn json_is_an_object_a_line() {
     let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events, [drop_event(), drop_event()]);
     assert!(agent.ok(&["monitor", "-o", "yaml", "-n", "1"]).starts_with("---\ntime: "));
+}
+
+#[test]
+fn packets_go_into_a_file_that_others_read() {
+    let agent = Agent::new();
+    let words = json!({"time": "2026-01-02T10:32:09.5Z", "type": "agent", "reason": "endpoint 257 is ready"});
+    let mut second = drop_event();
+    second["time"] = json!("2026-01-02T10:32:08.000000001Z");
+    second["packet"] = json!("ffff");
+    second["headers"] = json!("a > b type 0x86dd");
+    agent.on("GET /v1/flows?type=drop,trace,agent", 200, stream(&[drop_event(), words, second]));
+    let path = agent.dir.path().join("a.pcap");
+    let file = path.display().to_string();
+    let base = ["monitor", "-t", "drop,trace", "-t", "agent", "-n", "3", "--pcap"];
+    let out = agent.run(&[&base[..], &[&file, "-v"]].concat()).out;
+    assert_eq!(out.lines().count(), 4, "lines are printed too: {out}");
+    assert!(out.ends_with("\n  a > b type 0x86dd\n"), "{out}");
+    let bytes = std::fs::read(&path).unwrap();
+    let mut reader = pcap_file::pcap::PcapReader::new(&bytes[..]).unwrap();
+    assert_eq!(reader.header().datalink, pcap_file::DataLink::ETHERNET);
+    let mut packets = Vec::new();
+    while let Some(packet) = reader.next_packet() {
+        let packet = packet.unwrap();
+        packets.push((packet.timestamp.as_nanos(), packet.orig_len, packet.data.to_vec()));
+    }
+    let first = (1_767_349_927_123_456_000, 78, vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60]);
+    assert_eq!(packets, [first, (1_767_349_928_000_000_001, 78, vec![0xff, 0xff])]);
+
+    let mut command = pilus();
+    command.arg("--socket").arg(agent.socket()).args(base).arg("-").stdin(Stdio::null());
+    let piped = command.output().unwrap();
+    assert_eq!((piped.status.code(), piped.stdout), (Some(0), bytes), "standard output holds the packets alone");
+    let nowhere = agent.fails(1, &["monitor", "--pcap", "/nowhere/a.pcap"]);
+    assert_eq!(nowhere, "cannot write /nowhere/a.pcap: No such file or directory (os error 2)");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 //! Identities: a number for each set of labels.
 
 mod allocator;
+mod prefixes;
 
 pub use allocator::{AllocateError, IdentityAllocator};
+pub use prefixes::{PrefixIdentities, TooManyPrefixes};
 
 use crate::abi::Reserved;
 use crate::label::{Label, Labels};

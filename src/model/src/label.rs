@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Labels: where they come from, how they are written, and sorted sets of them.
 
+use crate::prefix::Prefix;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -11,11 +12,15 @@ use thiserror::Error;
 pub enum Source {
     /// Only for matching: every source.
     Any,
+    /// An address prefix of a node-local identity; the key is the prefix.
+    Cidr,
     CiliumGenerated,
     /// The container runtime.
     Container,
     K8s,
     Mesos,
+    /// Labels of a node.
+    Node,
     /// Identities with a fixed number.
     Reserved,
     /// Written without a source.
@@ -23,16 +28,19 @@ pub enum Source {
 }
 
 impl Source {
-    pub const ALL: [Self; 7] = [Self::Any, Self::CiliumGenerated, Self::Container, Self::K8s, Self::Mesos, Self::Reserved, Self::Unspec];
+    pub const ALL: [Self; 9] =
+        [Self::Any, Self::Cidr, Self::CiliumGenerated, Self::Container, Self::K8s, Self::Mesos, Self::Node, Self::Reserved, Self::Unspec];
 
     /// The prefix as written before the colon.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Any => "any",
+            Self::Cidr => "cidr",
             Self::CiliumGenerated => "cilium-generated",
             Self::Container => "container",
             Self::K8s => "k8s",
             Self::Mesos => "mesos",
+            Self::Node => "node",
             Self::Reserved => "reserved",
             Self::Unspec => "unspec",
         }
@@ -103,6 +111,11 @@ impl Label {
         check_key(&key)?;
         check_value(&value)?;
         Ok(Self { source, key, value })
+    }
+
+    /// Of the node-local identity of a prefix.
+    pub(crate) fn prefix(prefix: Prefix) -> Self {
+        Self { source: Source::Cidr, key: prefix.to_string(), value: String::new() }
     }
 
     /// Of a fixed identity, whose names are known to be good keys.
@@ -224,6 +237,11 @@ impl Labels {
             Source::Any => self.iter().any(|l| l.key == p.key && l.value == p.value),
             source => self.get(source, &p.key) == Some(p.value.as_str()),
         })
+    }
+
+    /// The prefix of a node-local identity.
+    pub fn prefix(&self) -> Option<Prefix> {
+        self.iter().find(|l| l.source == Source::Cidr).and_then(|l| l.key.parse().ok())
     }
 
     /// The first label with source `reserved`; a container must not have one that the agent did not give it.

@@ -10,4 +10,5 @@ pub mod identity;
 pub mod ipcache;
 pub mod label;
 pub mod policy;
+pub mod prefix;
 pub mod selector;

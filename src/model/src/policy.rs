@@ -6,19 +6,30 @@
 //! the kernel would.
 
 pub mod block;
+mod compile;
+mod diff;
+mod engine;
+mod entry;
 pub mod explain;
 pub mod input;
+pub mod l7;
+mod postings;
 mod repository;
 mod resolve;
 mod rule;
+mod section;
 mod selector_cache;
+mod tables;
 
 pub use block::{TooLarge, blocks};
-pub use explain::{Verdict, verdict};
+pub use diff::Change;
+pub use engine::{Engine, Refused, Room, Size, Subject, shadowed};
+pub use entry::{Action, Entry, Precedence, RuleRef, Tier};
+pub use explain::{EntryKey, Explanation, Half, Party, Traffic, Verdict, half, verdict};
 pub use input::InputError;
 pub use repository::{Repository, Revision};
-pub use resolve::{Direction, DirectionPolicy, EndpointPolicy, EnforcementMode, Entry, Peer, RuleRef, resolve};
-pub use rule::{
-    EgressDenyRule, EgressRule, Entity, IngressDenyRule, IngressRule, ObjectKind, ObjectRef, Origin, PortProtocol, PortRule, Protocol, Rule,
-};
+pub use resolve::{Direction, DirectionPolicy, EndpointPolicy, EnforcementMode, L7Conflict, Peer, resolve};
+pub use rule::{DefaultDeny, Entity, ObjectKind, ObjectRef, Origin, Rule};
+pub use section::{CidrRule, Family, IcmpField, IcmpRule, Port, PortProtocol, PortRule, Protocol, Section, ServiceRef};
 pub use selector_cache::SelectorCache;
+pub use tables::{PortNames, Service, ServiceName, Services};

@@ -3,6 +3,7 @@
 
 use crate::abi::Reserved;
 use crate::label::{Label, LabelError, Labels, Source, check_key, reserved_spelling};
+use crate::prefix::Prefix;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +22,8 @@ pub enum KeyError {
     Label(#[from] LabelError),
     #[error("unknown reserved label `reserved:{0}`")]
     UnknownReserved(String),
+    #[error("prefixes are selected by fromCIDR, toCIDR and their sets, not by a label `cidr:{0}`")]
+    Prefix(String),
 }
 
 /// A key as written in a selector: `k8s:app`, `k8s.app`, `any:app`, or `app`, which matches every source.
@@ -39,6 +42,9 @@ impl SelectorKey {
         check_key(&key)?;
         if source == Some(Source::Reserved) && !is_reserved_name(&key) {
             return Err(KeyError::UnknownReserved(key));
+        }
+        if source == Some(Source::Cidr) {
+            return Err(KeyError::Prefix(key));
         }
         Ok(Self { source, key })
     }
@@ -99,6 +105,8 @@ impl From<SelectorKey> for String {
 
 /// Key of the label that says which namespace a pod is in.
 pub(crate) const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+/// Keys of the labels of a pod's namespace begin with it.
+pub(crate) const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels";
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// How a key is compared with its values.
@@ -166,6 +174,12 @@ impl SelectorSpec {
         Selector::new(self.requirements().chain([Requirement { source: Source::K8s, key: NAMESPACE.to_owned(), test }]))
     }
 
+    /// The normal form for nodes: a key without a source means a label of a node.
+    pub fn node_selector(&self) -> Selector {
+        let node = |r: Requirement| if r.source == Source::Any { Requirement { source: Source::Node, ..r } } else { r };
+        Selector::new(self.requirements().map(node).chain([Requirement::of_kind(Test::Node)]))
+    }
+
     fn requirements(&self) -> impl Iterator<Item = Requirement> {
         let labels = self.match_labels.iter().map(|(k, v)| Requirement::new(k, Test::In(BTreeSet::from([v.clone()]))));
         let expressions = self.match_expressions.iter().map(|e| {
@@ -192,6 +206,12 @@ enum Test {
     NotIn(BTreeSet<String>),
     Exists,
     DoesNotExist,
+    /// Has an endpoint: no fixed identity but `health` and `init`, and no prefix.
+    Endpoint,
+    /// The host or another node.
+    Node,
+    /// A prefix inside of the first and inside of none of the others.
+    Within(Prefix, BTreeSet<Prefix>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -207,8 +227,17 @@ impl Requirement {
         Self { source: key.source.unwrap_or(Source::Any), key: key.key.clone(), test }
     }
 
+    /// About the identity as a whole.
+    fn of_kind(test: Test) -> Self {
+        Self { source: Source::Any, key: String::new(), test }
+    }
+
     fn matches(&self, labels: &Labels) -> bool {
+        let fixed = |names: &[Reserved]| names.iter().any(|r| labels.get(Source::Reserved, r.text()).is_some());
         match &self.test {
+            Test::Endpoint => labels.reserved().is_none() || fixed(&[Reserved::Health, Reserved::Init]),
+            Test::Node => fixed(&[Reserved::Host, Reserved::RemoteNode]),
+            Test::Within(prefix, except) => labels.prefix().is_some_and(|p| prefix.covers(p) && !except.iter().any(|e| e.covers(p))),
             Test::In(values) => self.some(labels, |v| values.contains(v)),
             Test::InOrAbsent(values) => {
                 self.some(labels, |v| values.contains(v)) || (labels.reserved().is_none() && !self.some(labels, |_| true))
@@ -237,6 +266,8 @@ fn reserved_matches(name: &str, labels: &Labels) -> bool {
             labels.reserved().is_none() || [Host, RemoteNode, Init, Health, Unmanaged].into_iter().any(has)
         }
         _ if name == Reserved::World.text() => [Reserved::World, Reserved::WorldIpv4, Reserved::WorldIpv6].into_iter().any(has),
+        _ if name == Reserved::WorldIpv4.text() => has(Reserved::WorldIpv4) || labels.prefix().is_some_and(|p| p.ip().is_ipv4()),
+        _ if name == Reserved::WorldIpv6.text() => has(Reserved::WorldIpv6) || labels.prefix().is_some_and(|p| p.ip().is_ipv6()),
         _ => labels.get(Source::Reserved, name).is_some(),
     }
 }
@@ -267,6 +298,43 @@ impl Selector {
         Self::label(&Label::reserved(identity.text()))
     }
 
+    /// Addresses of a prefix without some inside of it: identities of prefixes that lie there.
+    pub fn prefix(prefix: Prefix, except: impl IntoIterator<Item = Prefix>) -> Self {
+        Self::new([Requirement::of_kind(Test::Within(prefix, except.into_iter().collect()))])
+    }
+
+    /// The same, but only what has an endpoint.
+    #[must_use]
+    pub fn endpoints_only(&self) -> Self {
+        Self::new(self.0.iter().cloned().chain([Requirement::of_kind(Test::Endpoint)]))
+    }
+
+    /// Keys and values of which whoever is selected has one; none if there is no such demand.
+    pub(crate) fn literals(&self) -> Option<(&str, &BTreeSet<String>)> {
+        let literal = |r: &'_ Requirement| !matches!(r.source, Source::Reserved | Source::Cidr) && matches!(r.test, Test::In(_));
+        let found = self.0.iter().filter(|r| literal(r)).min_by_key(|r| if r.key == NAMESPACE { 1 } else { 0 })?;
+        match &found.test {
+            Test::In(values) => Some((&found.key, values)),
+            _ => None,
+        }
+    }
+
+    /// The prefix that whoever is selected lies in.
+    pub(crate) fn within(&self) -> Option<Prefix> {
+        self.0.iter().find_map(|r| if let Test::Within(prefix, _) = &r.test { Some(*prefix) } else { None })
+    }
+
+    /// Prefixes that addresses must be told apart by.
+    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+        let of = |r: &Requirement| match &r.test {
+            Test::Within(prefix, except) => except.iter().copied().chain([*prefix]).collect::<Vec<_>>(),
+            _ if r.source == Source::Reserved && r.key == Reserved::WorldIpv4.text() => vec![Prefix::ALL4],
+            _ if r.source == Source::Reserved && r.key == Reserved::WorldIpv6.text() => vec![Prefix::ALL6],
+            _ => Vec::new(),
+        };
+        self.0.iter().flat_map(of)
+    }
+
     /// Whether all demands hold. `NotIn` and `DoesNotExist` also hold for a label that is not there.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|r| r.matches(labels))
@@ -280,17 +348,18 @@ impl Selector {
     /// Whether it is exactly `reserved:all`.
     pub fn is_everything(&self) -> bool {
         matches!(&*self.0, [r] if r.source == Source::Reserved && r.key == EVERYTHING
-            && match &r.test { Test::In(v) => v.contains(""), Test::Exists => true, Test::InOrAbsent(_) | Test::NotIn(_) | Test::DoesNotExist => false })
+            && match &r.test { Test::In(v) => v.contains(""), Test::Exists => true, _ => false })
     }
 }
 
 impl fmt::Display for Selector {
     /// Comma separated demands, for people; `*` if there are none.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
+        let shown = || self.0.iter().filter(|r| !matches!(r.test, Test::Endpoint | Test::Node));
+        if shown().next().is_none() {
             return f.write_str("*");
         }
-        for (n, r) in self.0.iter().enumerate() {
+        for (n, r) in shown().enumerate() {
             let list = |v: &BTreeSet<String>| v.iter().cloned().collect::<Vec<_>>().join("|");
             let name = format!("{}{}:{}", if n == 0 { "" } else { "," }, r.source, r.key);
             match &r.test {
@@ -299,6 +368,11 @@ impl fmt::Display for Selector {
                 Test::NotIn(v) => write!(f, "{name}!={}", list(v))?,
                 Test::Exists => f.write_str(&name)?,
                 Test::DoesNotExist => write!(f, "{name} absent")?,
+                Test::Within(prefix, except) if except.is_empty() => write!(f, "{prefix}")?,
+                Test::Within(prefix, except) => {
+                    write!(f, "{prefix} except {}", except.iter().map(ToString::to_string).collect::<Vec<_>>().join("|"))?;
+                }
+                Test::Endpoint | Test::Node => {}
             }
         }
         Ok(())

@@ -2,15 +2,21 @@
 //! What the parser takes, and that it refuses the rest with the right line and field.
 
 use pilus_model::label::Labels;
-use pilus_model::policy::input::parse;
+use pilus_model::policy::input::{Options, parse_with};
 use pilus_model::policy::{Entity, InputError, ObjectKind, Protocol, Rule};
 
+const TABLES: Options = Options { l7: false, tables: true };
+
+fn parse(text: &str) -> Result<Vec<Rule>, Vec<InputError>> {
+    parse_with("t.yaml", text, TABLES)
+}
+
 fn rules(text: &str) -> Vec<Rule> {
-    parse("t.yaml", text).unwrap_or_else(|e| panic!("{e:?}\n{text}"))
+    parse(text).unwrap_or_else(|e| panic!("{e:?}\n{text}"))
 }
 
 fn errors(text: &str) -> Vec<InputError> {
-    parse("t.yaml", text).expect_err(text)
+    parse(text).expect_err(text)
 }
 
 fn cnp(spec: &str) -> String {
@@ -29,24 +35,33 @@ fn mistakes_are_named_with_line_and_field() {
         (format!("{sel}  ingres: []\n"), 7, "spec.ingres", "unknown field `ingres`"),
         (format!("{sel}  Ingress: []\n"), 7, "spec.Ingress", "did you mean `ingress`?"),
         (format!("{sel}  nodeSelector: {{}}\n"), 7, "spec.nodeSelector", "not supported by this version"),
-        (format!("{sel}  enableDefaultDeny: {{ingress: false}}\n"), 7, "spec.enableDefaultDeny", "not supported"),
+        (format!("{sel}  enableDefaultDeny: {{ingress: no}}\n"), 7, "spec.enableDefaultDeny.ingress", "expected true or false"),
+        (format!("{sel}  enableDefaultDeny: {{ingres: true}}\n"), 7, "spec.enableDefaultDeny.ingres", "unknown field"),
         (format!("{sel}  origin: {{}}\n"), 7, "spec.origin", "unknown field"),
-        (format!("{sel}  ingress:\n  - fromCIDR: [10.0.0.0/8]\n"), 8, "spec.ingress[0].fromCIDR", "not supported"),
-        (format!("{sel}  ingress:\n  - {{}}\n  - fromCIDRSet: []\n"), 9, "spec.ingress[1].fromCIDRSet", "not supported"),
-        (format!("{sel}  ingress:\n  - fromRequires: []\n"), 8, "spec.ingress[0].fromRequires", "not supported"),
+        (format!("{sel}  ingress:\n  - fromCIDR: [10.0.0.0/33]\n"), 8, "spec.ingress[0].fromCIDR[0]", "at most 32 bits"),
+        (
+            format!("{sel}  ingress:\n  - {{}}\n  - fromCIDRSet: [{{cidr: 10.0.0.1}}]\n"),
+            9,
+            "spec.ingress[1].fromCIDRSet[0].cidr",
+            "write 10.0.0.1/32",
+        ),
+        (format!("{sel}  ingress:\n  - fromRequires: []\n"), 8, "spec.ingress[0].fromRequires", "at least one selector"),
+        (format!("{sel}  ingressDeny:\n  - fromRequires: [{{}}]\n"), 8, "spec.ingressDeny[0].fromRequires", "an allowing rule"),
+        (format!("{sel}  ingressDeny:\n"), 7, "spec.ingressDeny", "found nothing"),
         (format!("{sel}  ingress:\n  - fromGroups: []\n"), 8, "spec.ingress[0].fromGroups", "not supported"),
-        (format!("{sel}  ingress:\n  - icmps: []\n"), 8, "spec.ingress[0].icmps", "not supported"),
+        (format!("{sel}  ingress:\n  - icmps: [{{fields: []}}]\n"), 8, "spec.ingress[0].icmps[0].fields", "at least one ICMP type"),
         (format!("{sel}  ingress:\n  - authentication: {{}}\n"), 8, "spec.ingress[0].authentication", "not supported"),
         (format!("{sel}  ingress:\n  - toEndpoints: []\n"), 8, "spec.ingress[0].toEndpoints", "unknown field"),
         (format!("{sel}  ingress:\n  - fromEndpoints:\n"), 8, "spec.ingress[0].fromEndpoints", "found nothing"),
         (format!("{sel}  ingress:\n  - fromEntities: ~\n"), 8, "spec.ingress[0].fromEntities", "found nothing"),
         (format!("{sel}  ingress:\n  - toPorts:\n"), 8, "spec.ingress[0].toPorts", "found nothing"),
         (format!("{sel}  ingress:\n  - fromEntities: [world, mars]\n"), 8, "spec.ingress[0].fromEntities[1]", "unknown entity `mars`"),
-        (format!("{sel}  ingress:\n  - fromEntities: [kube-apiserver]\n"), 8, "spec.ingress[0].fromEntities[0]", "not supported"),
+        (format!("{sel}  ingress:\n  - fromEntities: [World]\n"), 8, "spec.ingress[0].fromEntities[0]", "unknown entity `World`"),
         (format!("{sel}  egress:\n  - toFQDNs: []\n"), 8, "spec.egress[0].toFQDNs", "not supported"),
-        (format!("{sel}  egress:\n  - toServices: []\n"), 8, "spec.egress[0].toServices", "not supported"),
-        (format!("{sel}  egress:\n  - toNodes: []\n"), 8, "spec.egress[0].toNodes", "not supported"),
-        (format!("{sel}  egressDeny:\n  - toCIDR: []\n"), 8, "spec.egressDeny[0].toCIDR", "not supported"),
+        (format!("{sel}  egress:\n  - toServices: [{{}}]\n"), 8, "spec.egress[0].toServices[0]", "exactly one of"),
+        (format!("{sel}  ingress:\n  - toServices: []\n"), 8, "spec.ingress[0].toServices", "unknown field"),
+        (format!("{sel}  egress:\n  - toNodes: {{}}\n"), 8, "spec.egress[0].toNodes", "expected a list of selectors"),
+        (format!("{sel}  egressDeny:\n  - toCIDR: [0.0.0.0/0]\n"), 8, "spec.egressDeny[0].toCIDR[0]", "every address"),
         (format!("{sel}  labels: web\n"), 7, "spec.labels", "expected a list of labels"),
         (format!("{sel}  labels: [foo:bar=x]\n"), 7, "spec.labels[0]", "unknown label source `foo`"),
         (format!("{sel}  labels: [a=1, a=2]\n"), 7, "spec.labels[1]", "twice"),
@@ -136,7 +151,9 @@ fn bad_ports_are_refused() {
         ("{port: '080'}", ".port", "1 to 65535"),
         ("{port: 80.5}", ".port", "1 to 65535"),
         ("{port: ''}", ".port", "1 to 65535"),
-        ("{port: http}", ".port", "named port `http` is not supported"),
+        ("{port: HTTP}", ".port", "or a port's name, found"),
+        ("{port: a--b}", ".port", "or a port's name, found"),
+        ("{port: http, endPort: 90}", ".endPort", "not with the named port"),
         ("{port: [80]}", ".port", "found a list"),
         ("{}", ".port", "is mandatory"),
         ("{port: }", ".port", "is mandatory"),
@@ -160,10 +177,8 @@ fn bad_ports_are_refused() {
         (format!("ports: [{many}]"), "spec.egress[0].toPorts[0].ports[40]", "41 ports in one list are too many"),
         ("ports: []".into(), "spec.egress[0].toPorts[0].ports", "at least one port"),
         ("port: 80".into(), "spec.egress[0].toPorts[0].port", "did you mean"),
-        ("{ports: [{port: 80}], rules: {http: [{}]}}".into(), "spec.egress[0].toPorts[0].rules.http", "not supported"),
-        ("{ports: [{port: 80}], rules: {kafka: []}}".into(), "spec.egress[0].toPorts[0].rules.kafka", "not supported"),
-        ("{ports: [{port: 80}], rules: {dns: []}}".into(), "spec.egress[0].toPorts[0].rules.dns", "not supported"),
-        ("{ports: [{port: 80}], rules: {}}".into(), "spec.egress[0].toPorts[0].rules", "not supported"),
+        ("{ports: [{port: 80, protocol: TCP}], rules: {http: [{}]}}".into(), "spec.egress[0].toPorts[0].rules", "not supported yet"),
+        ("{ports: [{port: 80}], rules: {http: [{}]}}".into(), "spec.egress[0].toPorts[0].rules", "need single ports with protocol TCP"),
         ("{ports: [{port: 80}], rules: {htp: []}}".into(), "spec.egress[0].toPorts[0].rules.htp", "unknown field"),
         ("{ports: [{port: 80}], serverNames: []}".into(), "spec.egress[0].toPorts[0].serverNames", "not supported"),
     ];
@@ -184,7 +199,7 @@ fn bad_documents_are_refused() {
         ("[{endpointSelector: {}}, {}]", 1, "[1].endpointSelector", "is mandatory"),
         ("- endpointSelector: {}\n  foo: 1", 2, "[0].foo", "unknown field `foo`"),
         ("apiVersion: v1\nkind: Pod", 2, "kind", "`Pod` is no kind of policy"),
-        ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nspec: {}", 2, "kind", "not supported yet"),
+        ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nspec: {}", 1, "metadata", "is mandatory"),
         ("apiVersion: cilium.io/v1\nkind: CiliumNetworkPolicy", 1, "apiVersion", "expected cilium.io/v2"),
         ("apiVersion: cilium.io/v2", 1, "kind", "is mandatory"),
         ("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nspec: {endpointSelector: {}}", 1, "metadata", "is mandatory"),
@@ -232,11 +247,11 @@ fn bad_documents_are_refused() {
         assert!(e.line == line && e.path == path && e.message.contains(part), "{found:#?}\nwanted line {line}, {path}: {part}\n{text}");
     }
     let all =
-        errors("- endpointSelector: {}\n  foo: 1\n  ingress:\n  - toPorts:\n    - ports: [{port: 0}, {port: x, protocol: Q}]\n- {}\n");
+        errors("- endpointSelector: {}\n  foo: 1\n  ingress:\n  - toPorts:\n    - ports: [{port: 0}, {port: 66000, protocol: Q}]\n- {}\n");
     assert_eq!(all.len(), 5, "{all:#?}");
     assert_eq!(
         all[0].to_string(),
-        "t.yaml:2:3: [0].foo: unknown field `foo` (expected endpointSelector, ingress, ingressDeny, egress, egressDeny, labels, description, origin)"
+        "t.yaml:2:3: [0].foo: unknown field `foo` (expected endpointSelector, ingress, ingressDeny, egress, egressDeny, enableDefaultDeny, labels, description, origin)"
     );
 }
 
@@ -261,14 +276,14 @@ fn everything_in_scope_is_read() {
     assert_eq!((object.kind, object.namespace.as_deref(), object.name.as_str()), (ObjectKind::CiliumNetworkPolicy, Some("prod"), "p"));
     assert_eq!(first.labels.to_string(), "k8s:io.cilium.k8s.policy.name=p,k8s:io.cilium.k8s.policy.namespace=prod");
     assert_eq!(first.description.as_deref(), Some("all of it"));
-    assert_eq!(first.ingress[0].from_entities, Some(vec![Entity::World, Entity::None]));
+    assert_eq!(first.ingress[0].entities, Some(vec![Entity::World, Entity::None]));
     let ports: Vec<_> =
-        first.ingress[0].to_ports[0].ports.iter().map(|p| (p.port.get(), p.end_port.map(|e| e.get()), p.protocol)).collect();
-    assert_eq!(ports, [(80, None, Protocol::Tcp), (80, None, Protocol::Any), (1000, Some(2000), Protocol::Udp)]);
+        first.ingress[0].to_ports[0].ports.iter().map(|p| (p.port.to_string(), p.end_port.map(|e| e.get()), p.protocol)).collect();
+    assert_eq!(ports, [("80".into(), None, Protocol::Tcp), ("80".into(), None, Protocol::Any), ("1000".into(), Some(2000), Protocol::Udp)]);
     assert_eq!(rules[1].description.as_deref(), Some("mine"));
     assert!(rules[1].labels.contains_all(&Labels::parse(["unspec:app=x", "container:k=v"]).unwrap()));
     assert_eq!((rules[2].origin.object.is_none(), rules[2].origin.index, rules[2].ingress.len()), (true, 2, 1));
-    assert!(parse("t", "").unwrap().is_empty() && parse("t", "# nothing\n---\n").unwrap().is_empty());
+    assert!(parse("").unwrap().is_empty() && parse("# nothing\n---\n").unwrap().is_empty());
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn judge(p: &DirectionPolicy, direction: Direction, peer: u32, port: u16, proto:
     let blocks = blocks.unwrap().into_iter().collect();
     let name = |idx: u16| origins[usize::from(idx) - 1].clone();
     let found = match block::lookup(&blocks, 77, direction, peer, port, proto) {
-        BlockVerdict::Allow(idx) => Verdict::Allow(name(idx)),
+        BlockVerdict::Allow(idx) | BlockVerdict::Redirect(idx) => Verdict::Allow(name(idx)),
         BlockVerdict::Deny(idx) => Verdict::Deny(idx.map(name)),
     };
     assert_eq!(found, told, "blocks disagree on {peer} {port}/{proto}");
@@ -294,7 +294,7 @@ fn the_deciding_rule_is_named() {
     let line = |peer, port| match judge(&p.ingress, Direction::Ingress, peer, port, TCP) {
         Verdict::Allow(rule) => rule.0.line,
         Verdict::Deny(rule) => 100 + rule.map_or(0, |r| r.0.line),
-        Verdict::OpenAllow => 0,
+        Verdict::Redirect(..) | Verdict::OpenAllow => 0,
     };
     assert_eq!([line(HOST, 80), line(HOST, 22), line(HOST, 443), line(WORLD, 80)], [3, 105, 1, 1]);
     let DirectionPolicy::Rules(lists) = &*p.ingress else { panic!("open") };

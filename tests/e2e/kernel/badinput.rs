@@ -33,7 +33,7 @@ fn a_wrong_policy_is_refused_whole() {
         ("ingress: [{toPorts: [{ports: [{port: \"0\"}]}]}]".to_owned(), "port"),
         ("ingress: [{toPorts: [{ports: [{port: \"80\", protocol: TCQ}]}]}]".to_owned(), "protocol"),
         ("ingress: [{fromEntities: [moon]}]".to_owned(), "moon"),
-        ("ingress: [{fromCIDR: [10.0.0.0/8]}]".to_owned(), "fromCIDR"),
+        ("egress: [{toFQDNs: [{matchName: a.example}]}]".to_owned(), "toFQDNs"),
         ("ingress: {}".to_owned(), "ingress"),
     ];
     for (text, named) in rows {

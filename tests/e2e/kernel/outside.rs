@@ -2,6 +2,7 @@
 //! Containers and the rest of the world, through the node's devices.
 
 use crate::support::{Talk, policy, until};
+use pilus_api::types::PolicyQuestion;
 use pilus_e2e::icmp::{Raw, echo_types};
 use pilus_e2e::{Container, Family, Node, NodeOptions, outside};
 use std::net::SocketAddr;
@@ -190,6 +191,52 @@ fn the_way_out_is_narrower() {
             });
         }
     }
+}
+
+/// Rules for prefixes: the longest that a rule names is who somebody outside is; the kernel and the evaluator agree.
+#[test]
+fn prefixes_decide() {
+    let mut node = node("auto", &[]);
+    let world = outside::connect(&node, 0, 1500, true).expect("world");
+    node.start_agent().expect("agent");
+    let server = node.add("server", &["app=server"]).expect("server");
+    let rules = |ingress: &str| policy("server", &format!("  endpointSelector: {{matchLabels: {{app: server}}}}\n{ingress}"));
+    let asked = |wanted: bool, what: &str| {
+        for family in Family::BOTH {
+            let far = server.udp(family, 7000).expect("socket");
+            let near = world.udp(family, 0).expect("socket");
+            let mut drops = node.events(&["drop"]).expect("events");
+            near.send_to(b"x", SocketAddr::new(server.ip(family), 7000)).expect("send");
+            if wanted {
+                far.recv(&mut [0]).unwrap_or_else(|e| panic!("{what} {family:?}: {e}"));
+            } else {
+                drops.wait("drop", |e| e.destination.as_ref().is_some_and(|d| d.endpoint == server.id)).expect("a drop");
+                far.set_nonblocking(true).expect("socket");
+                assert!(far.recv(&mut [0]).is_err(), "{what} {family:?}: let in");
+            }
+            let question = PolicyQuestion { from: world.ip(family).to_string(), to: "name:server".into(), dport: "7000/udp".into() };
+            let answer = node.block_on(node.client().explain_policy(&question)).expect("explain");
+            assert_eq!((answer.allowed, answer.agrees), (wanted, true), "{what} {family:?}: {answer:?}");
+        }
+    };
+    let both = |v4: &str, v6: &str| format!("[{v4}, \"{v6}\"]");
+    node.import(&rules(&format!("  ingress:\n  - fromCIDR: {}\n", both("192.0.2.0/24", "2001:db8::/32")))).expect("policy");
+    asked(true, "a prefix");
+    node.import(&rules(&format!("  ingress:\n  - fromCIDR: {}\n", both("198.51.100.0/24", "2001:db9::/32")))).expect("policy");
+    asked(false, "another prefix");
+    let narrow = both(&format!("{}/32", world.ip(Family::V4)), &format!("{}/128", world.ip(Family::V6)));
+    node.import(&rules(&format!(
+        "  ingress:\n  - fromCIDR: {}\n  ingressDeny:\n  - fromCIDR: {narrow}\n",
+        both("192.0.2.0/24", "2001:db8::/32")
+    )))
+    .expect("policy");
+    asked(false, "denied inside of what is allowed");
+    node.import(&rules(&format!(
+        "  ingress:\n  - fromEntities: [world]\n  ingressDeny:\n  - fromCIDR: {}\n",
+        both("198.51.100.0/24", "2001:db9::/32")
+    )))
+    .expect("policy");
+    asked(true, "the world but for others");
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn a_detached_program_is_seen_to_lose() {
     let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000).expect("traffic");
     let ifindex = node.block_on(node.client().endpoint("name:client")).expect("client").interface.index;
     node.run(|| pilus_loader::hook::detach_tc(ifindex, pilus_loader::hook::Dir::Ingress, true)).expect("detach");
+    traffic.wait_lost();
     node.block_on(node.client().regenerate("name:client")).expect("regenerate attaches again");
     let result = traffic.join();
     println!("{result:?}");

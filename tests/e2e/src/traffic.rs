@@ -5,7 +5,7 @@ use crate::{Container, Family};
 use anyhow::Result as Anyhow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Packets on their way at one time: few enough that no queue overflows.
@@ -24,6 +24,7 @@ pub struct Result {
 /// packets on their way.
 pub struct ClosedLoop {
     running: Arc<AtomicBool>,
+    lost: Arc<AtomicU64>,
     client: std::thread::JoinHandle<Anyhow<Result>>,
     server: std::thread::JoinHandle<Anyhow<()>>,
 }
@@ -36,6 +37,8 @@ impl ClosedLoop {
         near.set_read_timeout(Some(LOST_AFTER))?;
         let running = Arc::new(AtomicBool::new(true));
         let done = Arc::clone(&running);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lost);
         let echo = std::thread::spawn(move || {
             let mut buffer = [0; 64];
             loop {
@@ -49,18 +52,25 @@ impl ClosedLoop {
         let stop = server.udp(family, 0)?;
         let end_at = SocketAddr::new(server.ip(family), 9000);
         let client = std::thread::spawn(move || {
-            let result = run(&near, packets);
+            let result = run(&near, packets, &counted);
             done.store(false, Ordering::Relaxed);
             // Inside the server's own namespace nothing can get lost.
             stop.send_to(b"end", end_at)?;
             result
         });
-        Ok(Self { running, client, server: echo })
+        Ok(Self { running, lost, client, server: echo })
     }
 
     /// True until the last packet was answered.
     pub fn running(&self) -> &AtomicBool {
         &self.running
+    }
+
+    /// Waits until a packet is lost, or all are answered.
+    pub fn wait_lost(&self) {
+        while self.running.load(Ordering::Relaxed) && self.lost.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
     }
 
     pub fn join(self) -> Result {
@@ -70,7 +80,7 @@ impl ClosedLoop {
     }
 }
 
-fn run(near: &std::net::UdpSocket, packets: u64) -> Anyhow<Result> {
+fn run(near: &std::net::UdpSocket, packets: u64, told: &AtomicU64) -> Anyhow<Result> {
     let (mut sent, mut received, mut lost) = (0u64, 0u64, 0u64);
     let mut buffer = [0; 64];
     while received + lost < packets {
@@ -80,7 +90,10 @@ fn run(near: &std::net::UdpSocket, packets: u64) -> Anyhow<Result> {
         }
         match near.recv(&mut buffer) {
             Ok(_) => received += 1,
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => lost = sent - received,
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                lost = sent - received;
+                told.store(lost, Ordering::Relaxed);
+            }
             Err(e) => return Err(e.into()),
         }
     }

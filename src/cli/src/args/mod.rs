@@ -6,7 +6,7 @@ pub mod node;
 pub mod policy;
 
 pub use endpoint::EndpointCommand;
-pub use node::{BpfCommand, MonitorArgs, StatusArgs, TemplateCommand};
+pub use node::{BpfCommand, MetricsCommand, MonitorArgs, StatusArgs, TemplateCommand};
 pub use policy::PolicyCommand;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -86,6 +86,9 @@ pub enum Command {
     /// Look at what the kernel's maps hold
     #[command(subcommand)]
     Bpf(BpfCommand),
+    /// Show what the agent and the datapath count
+    #[command(subcommand)]
+    Metrics(MetricsCommand),
     /// Follow what happens to packets
     Monitor(MonitorArgs),
     /// Show or change options of the agent

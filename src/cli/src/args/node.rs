@@ -3,6 +3,7 @@
 
 use super::reference;
 use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
 
 /// `pilus status`.
 #[derive(Args, Debug)]
@@ -42,12 +43,25 @@ pub enum BpfCommand {
 }
 
 /// `pilus bpf ct`.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum CtCommand {
     /// List connections
-    List,
-    /// Forget all connections; policy judges their next packets anew
-    Flush,
+    #[command(
+        long_about = "List connections, one line each: who opened it to whom, how it stands, and what went each way (packets/bytes).\n\n\
+        IDLE is the time since a packet was seen, EXPIRES the time until the entry goes if none comes (seconds). \
+        The agent's options flow-timeout-… set it; see `pilus config`."
+    )]
+    List(CtOf),
+    /// Forget connections; policy judges their next packets anew
+    Flush(CtOf),
+}
+
+/// Which connections.
+#[derive(Args, Clone, Debug)]
+pub struct CtOf {
+    /// Only those of this endpoint
+    #[arg(long, value_name = "E", value_parser = reference)]
+    pub endpoint: Option<String>,
 }
 
 /// `pilus bpf MAP`.
@@ -57,17 +71,34 @@ pub enum ListCommand {
     List,
 }
 
+/// `pilus metrics`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum MetricsCommand {
+    /// List all samples; Prometheus gets the same from the agent's option metrics-addr
+    #[command(after_long_help = "Examples:\n  pilus metrics list\n  pilus metrics list flow_table\n  pilus metrics list --all -o json")]
+    List {
+        /// Only names that contain this
+        #[arg(value_name = "TEXT")]
+        name: Option<String>,
+        /// Also those that are zero
+        #[arg(long)]
+        all: bool,
+    },
+}
+
 /// `pilus monitor`.
 #[derive(Args, Debug)]
 #[command(
     long_about = "Follow what happens to packets, one event a line, until interrupted. Times are UTC.\n\n\
     Dropped packets are reported unless an endpoint's option DropNotification is false; \
-    for those let through set its option Trace (see `pilus endpoint config --help`).",
-    after_long_help = "Examples:\n  pilus monitor -t drop\n  pilus monitor --related-to web --hex\n  pilus monitor -t drop -n 1 -o json"
+    for those let through set its option Trace, for decisions of policy PolicyVerdict (see `pilus endpoint config --help`). \
+    An event carries the first 128 bytes of its packet. What could not be kept is told as LOST, with a number.",
+    after_long_help = "Examples:\n  pilus monitor -t drop\n  pilus monitor --related-to web --hex\n  pilus monitor -t drop,trace --from web --to ipv6:fd00::4 -v\n  pilus monitor -t drop -n 1 -o json\n  \
+    pilus monitor --related-to web --pcap web.pcap\n  pilus monitor --pcap - | tcpdump -n -r -"
 )]
 pub struct MonitorArgs {
-    /// Only events of this type; repeatable
-    #[arg(short = 't', long = "type", value_name = "TYPE", value_enum)]
+    /// Only events of these types, comma separated or repeated
+    #[arg(short = 't', long = "type", value_name = "TYPE", value_enum, value_delimiter = ',')]
     pub types: Vec<EventType>,
     /// Only packets from this endpoint; repeatable
     #[arg(long, value_name = "E", value_parser = reference)]
@@ -81,7 +112,10 @@ pub struct MonitorArgs {
     /// Print the first bytes of each packet
     #[arg(long)]
     pub hex: bool,
-    /// Print also interfaces, and at the end a summary on stderr
+    /// Write the packets into this file in pcap format; `-` is standard output, and then nothing else is printed there
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Print also interfaces and lower headers, and at the end a summary on stderr
     #[arg(short, long)]
     pub verbose: bool,
     /// End after this many events
@@ -102,6 +136,8 @@ pub enum EventType {
     Debug,
     /// A packet as it was at some point
     Capture,
+    /// A request passed the L7 proxy
+    L7,
     /// The agent tells what it does
     Agent,
 }
@@ -115,6 +151,7 @@ impl EventType {
             EventType::PolicyVerdict => "policy-verdict",
             EventType::Debug => "debug",
             EventType::Capture => "capture",
+            EventType::L7 => "l7",
             EventType::Agent => "agent",
         }
     }

@@ -9,6 +9,39 @@ use clap::{Args, Subcommand};
 pub enum PolicyCommand {
     /// Import rules: all of them or none
     Import(ImportArgs),
+    /// Say what an import would say, and change nothing; exits 1 if it would be refused
+    #[command(after_long_help = "Examples:\n  pilus policy validate policies/\n  pilus policy validate web.yaml -o json")]
+    Validate {
+        /// Files, directories, or - for standard input
+        #[arg(value_name = "PATH", required = true, value_parser = non_empty)]
+        paths: Vec<String>,
+    },
+    /// Say which verdicts an import would change, and change nothing
+    #[command(after_long_help = "Examples:\n  pilus policy diff web.yaml\n\nEach line is for the endpoints named: what becomes of \
+        connections with a peer on these ports.")]
+    Diff {
+        /// Files, directories, or - for standard input
+        #[arg(value_name = "PATH", required = true, value_parser = non_empty)]
+        paths: Vec<String>,
+    },
+    /// Say what becomes of a connection, and which rule decides
+    #[command(
+        long_about = "Say what becomes of a connection, and which rule decides.\n\n\
+        Asks the rules, then the kernel's tables, and says where the two disagree (they must not; exits 1 then).",
+        after_long_help = "Examples:\n  pilus policy explain --from web --to db --dport 5432/tcp\n  \
+        pilus policy explain --from web --to 192.0.2.7 --dport 443/tcp\n  pilus policy explain --from host --to web --dport 8/icmp"
+    )]
+    Explain {
+        /// Who opens it: an endpoint, an address, identity:N, or host, world, remote-node, ...
+        #[arg(long, value_name = "WHO", value_parser = non_empty)]
+        from: String,
+        /// To whom
+        #[arg(long, value_name = "WHO", value_parser = non_empty)]
+        to: String,
+        /// Port and protocol; for ICMP the type
+        #[arg(long, value_name = "PORT/PROTOCOL", value_parser = non_empty)]
+        dport: String,
+    },
     /// Show the rules in force
     Get {
         /// Only rules that carry this label; repeatable

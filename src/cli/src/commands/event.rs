@@ -22,6 +22,9 @@ pub fn print(out: &mut Output, event: &FlowEvent, style: Style) -> io::Result<()
     let rest = rest(event, style);
     let line = format!("{} {}{}", sanitize(clock(&event.time)), out.paint(tone, &word), sanitize(&rest));
     out.painted_line(&line)?;
+    if style.verbose && !event.headers.is_empty() {
+        out.line(&format!("  {}", event.headers))?;
+    }
     if style.hex && !event.packet.is_empty() {
         for row in dump(&event.packet) {
             out.line(&row)?;
@@ -50,6 +53,9 @@ fn rest(e: &FlowEvent, style: Style) -> String {
     let mut text = String::new();
     if e.kind == "lost" {
         let _ = write!(text, " {} events", e.count);
+        if !e.reason.is_empty() {
+            let _ = write!(text, ": {}", e.reason);
+        }
         return text;
     }
     // What is no packet has nothing but words.
@@ -108,10 +114,15 @@ fn identity(peer: Option<&PeerModel>) -> String {
     peer.map_or_else(|| "0".to_owned(), |peer| format!("{} [{}]", peer.identity, peer.labels.join(" ")))
 }
 
+/// Bytes of hex digits; what is no digit is passed over.
+pub fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
 /// Hex digits as rows of sixteen bytes with offset and text.
 fn dump(hex: &str) -> Vec<String> {
-    let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).filter_map(|d| u8::try_from(d).ok()).collect();
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let bytes = bytes(hex);
     let row = |(n, row): (usize, &[u8])| {
         let mut line = format!("  {:04x} ", n * 16);
         for half in 0..8 {

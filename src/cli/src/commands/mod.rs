@@ -3,7 +3,7 @@
 
 mod bpf;
 mod endpoint;
-mod event;
+pub mod event;
 mod generate;
 mod monitor;
 mod node;
@@ -27,6 +27,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Identity(command) => identity(&client, &mut out, &command).await,
         Command::Policy(command) => policy::run(&client, &mut out, command).await,
         Command::Bpf(command) => bpf::run(&client, &mut out, &command).await,
+        Command::Metrics(command) => bpf::metrics(&client, &mut out, &command).await,
         Command::Monitor(args) => monitor::run(&client, &mut out, args).await,
         Command::Config { options } => node::config(&client, &mut out, options).await,
         Command::Template(command) => template::run(&client, &mut out, command).await,

@@ -4,11 +4,14 @@
 use crate::args::PolicyCommand;
 use crate::args::policy::ImportArgs;
 use crate::failure::Failure;
-use crate::output::{Output, note};
+use crate::output::{Output, Tone, note};
 use anyhow::Context;
 use pilus_api::Client;
 use pilus_api::client::PolicyScope;
-use pilus_api::types::{PolicyDocument, PolicyImport, PolicyModel, PolicyWait};
+use pilus_api::types::{
+    PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyDocument, PolicyImport, PolicyModel, PolicyQuestion, PolicyValidation,
+    PolicyVerdict, PolicyWait,
+};
 use serde_json::Value;
 use std::fs;
 use std::io::{self, Read};
@@ -19,6 +22,22 @@ use std::time::Duration;
 pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> Result<(), Failure> {
     match command {
         PolicyCommand::Import(args) => import(client, out, &args).await,
+        PolicyCommand::Validate { paths } => {
+            let documents = documents(&paths, &mut io::stdin().lock())?;
+            let told = client.validate_policy(&PolicyImport { documents }).await?;
+            out.show(&told, validation)?;
+            let count = told.errors.len();
+            if told.valid { Ok(()) } else { Err(Failure::new(format!("an import would be refused: {count} mistakes"))) }
+        }
+        PolicyCommand::Diff { paths } => {
+            let documents = documents(&paths, &mut io::stdin().lock())?;
+            out.show(&client.diff_policy(&PolicyImport { documents }).await?, changes)
+        }
+        PolicyCommand::Explain { from, to, dport } => {
+            let answer = client.explain_policy(&PolicyQuestion { from, to, dport }).await?;
+            out.show(&answer, explanation)?;
+            if answer.agrees { Ok(()) } else { Err(Failure::new("the kernel's tables say something else; see: pilus endpoint list")) }
+        }
         PolicyCommand::Get { labels } => out.show(&client.policy(&labels).await?, rules),
         PolicyCommand::Delete { labels, all } => {
             let scope = if all { PolicyScope::All } else { PolicyScope::Labels(labels) };
@@ -39,6 +58,7 @@ pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> R
 async fn import(client: &Client, out: &mut Output, args: &ImportArgs) -> Result<(), Failure> {
     let documents = documents(&args.paths, &mut io::stdin().lock())?;
     let revision = client.import_policy(&PolicyImport { documents }).await?;
+    revision.warnings.iter().for_each(|warning| note(warning));
     out.show(&revision, |out, r| out.line(&format!("Revision: {}", r.revision)))?;
     if args.wait {
         let wait = client.wait_policy(revision.revision, Duration::from_secs(args.timeout)).await?;
@@ -111,6 +131,56 @@ fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
     let rows: Vec<_> = policy.rules.iter().map(row).collect();
     out.table(&["selector", "ingress", "egress", "labels", "description"], &rows)?;
     out.line(&format!("Revision: {} ({} rules; -o yaml shows them whole)", policy.revision, policy.rules.len()))
+}
+
+fn validation(out: &mut Output, told: &PolicyValidation) -> io::Result<()> {
+    for e in &told.errors {
+        let place = if e.file.is_empty() { String::new() } else { format!("{}:{}:{}: ", e.file, e.line, e.column) };
+        let path = if e.path.is_empty() { String::new() } else { format!("{}: ", e.path) };
+        out.line(&format!("{place}{path}{}", e.message))?;
+    }
+    for warning in &told.warnings {
+        out.line(&format!("warning: {warning}"))?;
+    }
+    if told.valid { out.line(&format!("{} rules, no mistake", told.rules)) } else { Ok(()) }
+}
+
+fn changes(out: &mut Output, diff: &PolicyDiff) -> io::Result<()> {
+    if diff.changes.is_empty() {
+        return out.line("No verdict changes.");
+    }
+    let ports = |c: &PolicyChange| match (c.first, c.last) {
+        (0, 255) if c.protocol.starts_with("icmp") => "any".to_owned(),
+        (0, u16::MAX) => "any".to_owned(),
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    let peer = |c: &PolicyChange| match c.peer {
+        0 => "others".to_owned(),
+        id if c.labels.is_empty() => id.to_string(),
+        id => format!("{id} {}", c.labels.join(",")),
+    };
+    let row = |c: &PolicyChange| {
+        let verdict = format!("{} -> {}", c.before, c.after);
+        vec![c.endpoints.join(", "), c.direction.clone(), peer(c), format!("{}/{}", ports(c), c.protocol), verdict, c.rule.clone()]
+    };
+    out.table(&["endpoints", "direction", "peer", "ports", "verdict", "rule"], &diff.changes.iter().map(row).collect::<Vec<_>>())
+}
+
+fn explanation(out: &mut Output, answer: &PolicyAnswer) -> io::Result<()> {
+    let who = |p: &PeerModel| {
+        let name = if p.name.is_empty() { String::new() } else { format!("{} ({}), ", p.endpoint, p.name) };
+        format!("{name}identity {} [{}]", p.identity, p.labels.join(","))
+    };
+    out.fields(&[("From", who(&answer.from)), ("To", who(&answer.to))])?;
+    let half = |name: &str, verdict: &Option<PolicyVerdict>| match verdict {
+        None => vec![name.to_owned(), "no policy here".to_owned(), String::new(), String::new(), String::new()],
+        Some(v) => vec![name.to_owned(), v.verdict.clone(), v.rule.clone(), v.entry.clone(), v.kernel.clone()],
+    };
+    out.table(&["side", "verdict", "rule", "entry", "kernel"], &[half("egress", &answer.egress), half("ingress", &answer.ingress)])?;
+    let (tone, text) = if answer.allowed { (Tone::Good, "ALLOWED") } else { (Tone::Bad, "DENIED") };
+    let text = out.paint(tone, text).into_owned();
+    out.painted_line(&text)
 }
 
 /// A selector in a few words.

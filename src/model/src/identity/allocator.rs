@@ -2,7 +2,7 @@
 //! Which labels have which number, counted by reference.
 
 use super::{Identity, NumericIdentity, reserved_identities};
-use crate::label::{Label, Labels};
+use crate::label::{Label, Labels, Source};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use thiserror::Error;
@@ -146,7 +146,8 @@ impl IdentityAllocator {
 }
 
 fn refuse_reserved(labels: &Labels) -> Result<(), AllocateError> {
-    labels.reserved().map_or(Ok(()), |l| Err(AllocateError::Reserved(l.clone())))
+    let kept = |l: &&Label| matches!(l.source(), Source::Reserved | Source::Cidr | Source::Node);
+    labels.iter().find(kept).map_or(Ok(()), |l| Err(AllocateError::Reserved(l.clone())))
 }
 
 #[cfg(test)]

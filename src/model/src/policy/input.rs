@@ -4,8 +4,13 @@
 //! All or nothing: a text with one mistake gives no rules. What this version cannot enforce is refused, never ignored.
 
 mod cursor;
+mod l7;
+mod network_policy;
 mod object;
+mod ports;
 mod rules;
+mod sections;
+mod selectors;
 mod tree;
 
 use super::rule::{Origin, Rule};
@@ -41,22 +46,58 @@ impl fmt::Display for InputError {
 
 impl std::error::Error for InputError {}
 
+/// What a reader of documents can do with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Rules about what is said on a port are taken. Without a proxy that enforces them they are refused: to leave them
+    /// out would allow more than what is written.
+    pub l7: bool,
+    /// Services, nodes and names of ports are known. Otherwise rules that refer to them are refused: what is denied by them
+    /// would pass.
+    pub tables: bool,
+}
+
+impl Options {
+    /// Everything that the language has.
+    pub const ALL: Self = Self { l7: true, tables: true };
+}
+
 /// Reads every rule of a text, in order. Empty documents are skipped; a text without any gives no rules.
 ///
 /// # Errors
 /// Every mistake found, in order of documents, at most 100; never an empty list.
 pub fn parse(source_name: &str, text: &str) -> Result<Vec<Rule>, Vec<InputError>> {
-    let sink = Sink::new(source_name);
-    let mut rules: Vec<Rule> = Vec::new();
-    let mut objects = BTreeSet::new();
-    match tree::read(text) {
-        Ok(documents) => documents.iter().for_each(|d| rules.extend(object::document(&Cursor::document(&sink, d), &mut objects))),
-        Err(e) => sink.push(e.at, e.path, e.message),
+    parse_with(source_name, text, Options::default())
+}
+
+/// As [`parse`], with options.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_with(source_name: &str, text: &str, options: Options) -> Result<Vec<Rule>, Vec<InputError>> {
+    parse_all([(source_name, text)], options)
+}
+
+/// Reads several texts as one: an object stands in one of them only.
+///
+/// # Errors
+/// As [`parse`], of all texts.
+pub fn parse_all<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>, options: Options) -> Result<Vec<Rule>, Vec<InputError>> {
+    let (mut rules, mut errors, mut objects) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (name, text) in texts {
+        let sink = Sink::new(name, options);
+        let mut found: Vec<Rule> = Vec::new();
+        match tree::read(text) {
+            Ok(documents) => documents.iter().for_each(|d| found.extend(object::document(&Cursor::document(&sink, d), &mut objects))),
+            Err(e) => sink.push(e.at, e.path, e.message),
+        }
+        for (index, rule) in found.iter_mut().enumerate() {
+            let origin = Arc::make_mut(&mut rule.origin);
+            *origin = Origin { index: u32::try_from(index).unwrap_or(u32::MAX), ..origin.clone() };
+        }
+        rules.append(&mut found);
+        errors.extend(sink.into_errors());
     }
-    for (index, rule) in rules.iter_mut().enumerate() {
-        let origin = Arc::make_mut(&mut rule.origin);
-        *origin = Origin { index: u32::try_from(index).unwrap_or(u32::MAX), ..origin.clone() };
-    }
-    let errors = sink.into_errors();
+    errors.truncate(cursor::MAX_ERRORS);
     if errors.is_empty() { Ok(rules) } else { Err(errors) }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! All rules of the node, and the revision that counts their changes.
 
-use super::resolve::Compiled;
+use super::compile::Compiled;
 use super::rule::{ObjectRef, Rule};
+use super::tables::Services;
 use crate::label::Labels;
 use crate::selector::Selector;
 use serde::{Deserialize, Serialize};
@@ -21,16 +22,29 @@ impl fmt::Display for Revision {
     }
 }
 
+/// A rule, and its number: later rules have higher ones.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub seq: u64,
+    pub rule: Arc<Rule>,
+    pub compiled: Arc<Compiled>,
+}
+
+/// What a change of the repository did.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Changes {
+    pub removed: Vec<Stored>,
+    pub added: Vec<Stored>,
+}
+
 /// Rules in order of import.
 #[derive(Clone, Debug, Default)]
 pub struct Repository {
-    rules: Vec<(Arc<Rule>, Arc<Compiled>)>,
+    rules: Vec<Stored>,
     revision: Revision,
-}
-
-fn stored(rule: Rule) -> (Arc<Rule>, Arc<Compiled>) {
-    let compiled = Compiled::new(&rule);
-    (Arc::new(rule), Arc::new(compiled))
+    next: u64,
+    services: Arc<Services>,
+    changes: Changes,
 }
 
 impl Repository {
@@ -40,7 +54,45 @@ impl Repository {
 
     /// What the agent knew before a restart.
     pub fn restore(rules: Vec<Rule>, revision: Revision) -> Self {
-        Self { rules: rules.into_iter().map(stored).collect(), revision }
+        let mut new = Self { revision, ..Self::default() };
+        new.extend(rules);
+        new
+    }
+
+    fn extend(&mut self, rules: Vec<Rule>) {
+        for rule in rules {
+            let compiled = Arc::new(Compiled::new(&rule, &self.services));
+            let stored = Stored { seq: self.next, rule: Arc::new(rule), compiled };
+            self.next += 1;
+            self.changes.added.push(stored.clone());
+            self.rules.push(stored);
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Rule) -> bool) {
+        let Changes { removed, .. } = &mut self.changes;
+        self.rules.retain(|stored| {
+            let keep = keep(&stored.rule);
+            if !keep {
+                removed.push(stored.clone());
+            }
+            keep
+        });
+    }
+
+    /// Gives the known services. Rules that ask for some are made ready anew, in their old places.
+    pub(super) fn set_services(&mut self, services: Services) {
+        self.services = Arc::new(services);
+        for stored in self.rules.iter_mut().filter(|s| s.compiled.services) {
+            self.changes.removed.push(stored.clone());
+            stored.compiled = Arc::new(Compiled::new(&stored.rule, &self.services));
+            self.changes.added.push(stored.clone());
+        }
+    }
+
+    /// What was changed since this was asked last.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
     }
 
     /// Adds rules. They replace all former rules of the same objects and, without an object, all former ones with the
@@ -52,11 +104,11 @@ impl Repository {
         let objects: BTreeSet<&ObjectRef> = rules.iter().filter_map(|r| r.origin.object.as_ref()).collect();
         let labels: BTreeSet<&Labels> =
             rules.iter().filter(|r| r.origin.object.is_none() && !r.labels.is_empty()).map(|r| &r.labels).collect();
-        self.rules.retain(|(old, _)| match &old.origin.object {
+        self.retain(|old| match &old.origin.object {
             Some(object) => !objects.contains(object),
             None => !labels.contains(&old.labels),
         });
-        self.rules.extend(rules.into_iter().map(stored));
+        self.extend(rules);
         self.changed()
     }
 
@@ -76,32 +128,35 @@ impl Repository {
         self.delete(|_| true)
     }
 
+    pub(super) fn set_revision(&mut self, revision: Revision) {
+        self.revision = revision;
+    }
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
     /// All rules, in order of import.
     pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
-        self.rules.iter().map(|(rule, _)| rule)
+        self.rules.iter().map(|s| &s.rule)
     }
 
     /// Every selector that a peer is selected with, for `SelectorCache::retain`.
     pub fn selectors(&self) -> BTreeSet<&Selector> {
-        self.rules.iter().flat_map(|(_, compiled)| compiled.selectors()).collect()
+        self.rules.iter().flat_map(|s| s.compiled.selectors()).collect()
     }
 
     /// Rules that select these labels.
     pub fn selecting(&self, subject: &Labels) -> impl Iterator<Item = &Arc<Rule>> {
-        self.rules.iter().filter(|(_, compiled)| compiled.subject.matches(subject)).map(|(rule, _)| rule)
+        self.rules.iter().filter(|s| s.compiled.subject.matches(subject)).map(|s| &s.rule)
     }
 
-    pub(super) fn compiled(&self) -> impl Iterator<Item = (&Arc<Rule>, &Compiled)> {
-        self.rules.iter().map(|(rule, compiled)| (rule, &**compiled))
+    pub(super) fn compiled(&self) -> impl Iterator<Item = (u64, &Compiled)> {
+        self.rules.iter().map(|s| (s.seq, &*s.compiled))
     }
 
     fn delete(&mut self, hit: impl Fn(&Rule) -> bool) -> (usize, Revision) {
         let before = self.rules.len();
-        self.rules.retain(|(rule, _)| !hit(rule));
+        self.retain(|rule| !hit(rule));
         let removed = before - self.rules.len();
         if removed > 0 {
             self.changed();

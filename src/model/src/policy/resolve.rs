@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From rules and known identities to what one endpoint allows.
 
+use super::compile::{Compiled, Part, Peers};
+use super::entry::{Action, Entry, LOCALHOST, RuleRef, finish};
 use super::repository::Repository;
-use super::rule::{Entity, ObjectRef, Origin, PortRule, Rule, Section};
 use super::selector_cache::SelectorCache;
-use crate::abi::{DIR_EGRESS, DIR_INGRESS, POLICY_BLOCK_RULES, POLICY_CHAIN, Reserved};
+use super::tables::PortNames;
+use crate::abi::{DIR_EGRESS, DIR_INGRESS, Reserved};
 use crate::identity::NumericIdentity;
-use crate::label::{Labels, Source};
-use crate::selector::{NAMESPACE, Selector, SelectorSpec};
+use crate::label::Labels;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 /// When policy is enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,55 +61,21 @@ impl fmt::Display for Direction {
 /// The other side: its identity, or [`NumericIdentity::ANY`].
 pub type Peer = NumericIdentity;
 
-/// The rule that made an entry, by where it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RuleRef(pub Arc<Origin>);
-
-impl fmt::Display for RuleRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Stands for no written rule: the local host is allowed by the option `allow-localhost`.
-static LOCALHOST: LazyLock<RuleRef> =
-    LazyLock::new(|| RuleRef(Arc::new(Origin { file: "allow-localhost".into(), line: 0, index: 0, object: None })));
-
-/// One line of a peer's list. Ports in host order, both included; ICMP: types.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Entry {
-    pub lo: u16,
-    pub hi: u16,
-    /// IP protocol, 0 any.
-    pub proto: u8,
-    pub deny: bool,
-    pub rule: RuleRef,
-}
-
-impl Entry {
-    pub fn matches(&self, dport: u16, proto: u8) -> bool {
-        (self.proto == 0 || self.proto == proto) && (self.lo..=self.hi).contains(&dport)
-    }
-
-    /// Whether everything that `other` matches is matched here.
-    fn covers(&self, other: &Self) -> bool {
-        (self.proto == 0 || self.proto == other.proto) && self.lo <= other.lo && other.hi <= self.hi
-    }
-
-    /// Deny first, narrow before wide; an entry never sorts behind one that covers it.
-    fn order(&self) -> (bool, u16, bool, u16, u8) {
-        (!self.deny, self.hi - self.lo, self.proto == 0, self.lo, self.proto)
-    }
-}
-
 /// What one direction of an endpoint allows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DirectionPolicy {
     /// Not enforced.
     Open,
     /// Each peer's list is final: entries for any peer are merged in and the first match decides; no match is denied.
-    /// Peers without a list have that of [`NumericIdentity::ANY`]; if there is none they are denied.
-    Rules(BTreeMap<Peer, Vec<Entry>>),
+    /// Peers without a list have that of [`NumericIdentity::ANY`]; if there is none they are denied. An empty list denies.
+    Rules(BTreeMap<Peer, Arc<[Entry]>>),
+}
+
+impl DirectionPolicy {
+    /// Nobody is allowed.
+    pub fn none() -> Self {
+        Self::Rules(BTreeMap::new())
+    }
 }
 
 /// Both directions; equal content compares and hashes equal.
@@ -119,6 +86,11 @@ pub struct EndpointPolicy {
 }
 
 impl EndpointPolicy {
+    /// Nobody is allowed.
+    pub fn none() -> Self {
+        Self { ingress: Arc::new(DirectionPolicy::none()), egress: Arc::new(DirectionPolicy::none()) }
+    }
+
     pub fn direction(&self, direction: Direction) -> &Arc<DirectionPolicy> {
         match direction {
             Direction::Egress => &self.egress,
@@ -127,194 +99,246 @@ impl EndpointPolicy {
     }
 }
 
-/// Keys of the labels of a pod's namespace begin with it.
-const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels";
-
-/// Confines a peer selector to the object's namespace, unless it says itself which namespaces it means or asks for a
-/// fixed identity, which has none.
-fn peer_selector(spec: &SelectorSpec, object: Option<&ObjectRef>) -> Selector {
-    let free = spec.keys().any(|key| match key.source() {
-        Some(Source::Reserved) => true,
-        Some(Source::K8s | Source::Any) | None => key.key() == NAMESPACE || key.key().starts_with(NAMESPACE_LABELS),
-        Some(_) => false,
-    });
-    match object.and_then(|o| o.namespace.as_deref()) {
-        Some(namespace) if !free => spec.selector_within(namespace),
-        _ => spec.selector(),
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Peers {
-    Any,
-    Selected(Vec<Selector>),
-}
-
-#[derive(Clone, Debug)]
-struct CompiledSection {
-    deny: bool,
-    peers: Peers,
-    /// Low port, high port, protocol.
-    spans: Vec<(u16, u16, u8)>,
-}
-
-impl CompiledSection {
-    fn new(deny: bool, section: Section<'_>, object: Option<&ObjectRef>) -> Self {
-        let endpoints = section.endpoints.unwrap_or_default().iter().map(|s| peer_selector(s, object));
-        let mut selectors: Vec<Selector> = endpoints.collect();
-        // A section without any peer list is about every peer if it names ports, and about nobody if it is empty.
-        let mut any = section.endpoints.is_none() && section.entities.is_none() && !section.to_ports.is_empty();
-        for entity in section.entities.unwrap_or_default() {
-            match (entity, entity.reserved()) {
-                (Entity::All, _) => any = true,
-                (Entity::Cluster, _) => selectors.push(Selector::cluster()),
-                (_, Some(reserved)) => selectors.push(Selector::reserved(reserved)),
-                (_, None) => {}
-            }
-        }
-        any |= selectors.iter().any(Selector::is_everything);
-        let peers = if any { Peers::Any } else { Peers::Selected(selectors) };
-        Self { deny, peers, spans: spans(section.to_ports) }
-    }
-}
-
-fn spans(to_ports: &[PortRule]) -> Vec<(u16, u16, u8)> {
-    if to_ports.is_empty() {
-        return vec![(0, u16::MAX, 0)];
-    }
-    let ports = to_ports.iter().flat_map(|p| &p.ports);
-    ports.flat_map(|p| p.protocol.numbers().iter().map(|n| (p.port.get(), p.end_port.unwrap_or(p.port).get(), *n))).collect()
-}
-
-/// A rule made ready for resolving, once, at import.
-#[derive(Clone, Debug)]
-pub(super) struct Compiled {
-    pub subject: Selector,
-    ingress: Vec<CompiledSection>,
-    egress: Vec<CompiledSection>,
-    rule: RuleRef,
-}
-
-impl Compiled {
-    pub fn new(rule: &Rule) -> Self {
-        let object = rule.origin.object.as_ref();
-        let subject = match object.and_then(|o| o.namespace.as_deref()) {
-            Some(namespace) => rule.endpoint_selector.selector_within(namespace),
-            None => rule.endpoint_selector.selector(),
-        };
-        let ingress = rule.ingress.iter().map(|s| (false, s.parts())).chain(rule.ingress_deny.iter().map(|s| (true, s.parts())));
-        let egress = rule.egress.iter().map(|s| (false, s.parts())).chain(rule.egress_deny.iter().map(|s| (true, s.parts())));
-        Self {
-            subject,
-            ingress: ingress.map(|(deny, s)| CompiledSection::new(deny, s, object)).collect(),
-            egress: egress.map(|(deny, s)| CompiledSection::new(deny, s, object)).collect(),
-            rule: RuleRef(rule.origin.clone()),
-        }
-    }
-
-    /// Selectors of peers.
-    pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
-        self.ingress.iter().chain(&self.egress).flat_map(|s| match &s.peers {
-            Peers::Any => &[][..],
-            Peers::Selected(selectors) => selectors,
-        })
-    }
-
-    fn sections(&self, direction: Direction) -> &[CompiledSection] {
-        match direction {
-            Direction::Egress => &self.egress,
-            Direction::Ingress => &self.ingress,
-        }
-    }
-}
+/// Names of ports by the identity whose endpoints have them.
+pub(super) type PeerPorts = BTreeMap<NumericIdentity, PortNames>;
 
 /// What an endpoint with labels `subject` allows. `host_always`: where ingress is enforced, the local host may come in
-/// whatever the rules say.
-///
-/// A peer selector without a `reserved:` key selects endpoints only, never host or world, whatever it excludes.
+/// whatever the rules say. Named ports are unknown here.
 pub fn resolve(repo: &Repository, cache: &mut SelectorCache, subject: &Labels, mode: EnforcementMode, host_always: bool) -> EndpointPolicy {
-    let selecting: Vec<&Compiled> = repo.compiled().map(|(_, c)| c).filter(|c| c.subject.matches(subject)).collect();
-    let ingress = resolve_direction(&selecting, cache, Direction::Ingress, mode, host_always);
-    let egress = resolve_direction(&selecting, cache, Direction::Egress, mode, false);
-    EndpointPolicy { ingress: Arc::new(ingress), egress: Arc::new(egress) }
+    let selecting: Vec<(u64, &Compiled)> = repo.compiled().filter(|(_, c)| c.subject.matches(subject)).collect();
+    for selector in selecting.iter().flat_map(|(_, c)| c.selectors()) {
+        cache.selections(selector);
+    }
+    let settings = Settings { mode, host_always };
+    let one = |direction| Arc::new(Scope::new(&selecting, cache, direction, settings, None, &BTreeMap::new()).policy());
+    EndpointPolicy { ingress: one(Direction::Ingress), egress: one(Direction::Egress) }
 }
 
-fn resolve_direction(
-    rules: &[&Compiled],
-    cache: &mut SelectorCache,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub mode: EnforcementMode,
+    pub host_always: bool,
+}
+
+/// One section of one rule. `seq` is the place of its rule.
+struct Item<'a> {
+    seq: u64,
+    rule: &'a RuleRef,
+    part: &'a Part,
+    /// Whom its selectors select; none if it is about every peer.
+    selected: Vec<&'a BTreeSet<Peer>>,
+}
+
+/// Lists by the sections that they come from and the requirement that is not met. Most peers have one of few.
+type Memo = HashMap<(Vec<usize>, Option<usize>), Arc<[Entry]>>;
+
+/// Everything that one direction of an endpoint's policy follows from.
+pub(super) struct Scope<'a> {
+    items: Vec<Item<'a>>,
+    cache: &'a SelectorCache,
     direction: Direction,
-    mode: EnforcementMode,
-    host_always: bool,
-) -> DirectionPolicy {
-    let enforced = match mode {
-        EnforcementMode::Never => false,
-        EnforcementMode::Always => true,
-        EnforcementMode::Default => rules.iter().any(|r| !r.sections(direction).is_empty()),
-    };
-    if !enforced {
-        return DirectionPolicy::Open;
+    settings: Settings,
+    /// Of the endpoint itself.
+    names: Option<&'a PortNames>,
+    peer_names: &'a PeerPorts,
+    open: bool,
+    /// Entries that every peer has.
+    any: Vec<(u64, Entry)>,
+    /// Sections about every peer whose ports depend on the peer.
+    any_named: Vec<usize>,
+    requires: Vec<usize>,
+    default: Arc<[Entry]>,
+}
+
+impl<'a> Scope<'a> {
+    /// `rules` select the endpoint; in order. Their selectors are registered.
+    pub fn new(
+        rules: &[(u64, &'a Compiled)],
+        cache: &'a SelectorCache,
+        direction: Direction,
+        settings: Settings,
+        names: Option<&'a PortNames>,
+        peer_names: &'a PeerPorts,
+    ) -> Self {
+        let item = |(seq, c): &(u64, &'a Compiled)| {
+            let (seq, c) = (*seq, *c);
+            c.parts(direction).iter().map(move |part| {
+                let selected = match &part.peers {
+                    Peers::Any => Vec::new(),
+                    Peers::Selected(selectors) => selectors.iter().map(|s| cache.selected(s)).collect(),
+                };
+                Item { seq, rule: &c.rule, part, selected }
+            })
+        };
+        let items: Vec<Item<'a>> = rules.iter().flat_map(item).collect();
+        let enforced = match settings.mode {
+            EnforcementMode::Never => false,
+            EnforcementMode::Always => true,
+            EnforcementMode::Default => rules.iter().any(|(_, c)| c.default_deny(direction)),
+        };
+        let restricts = |i: &Item<'_>| i.part.action == Action::Deny || !i.part.requires.is_empty() || i.part.l7_kinds().next().is_some();
+        let first = items.first().filter(|_| settings.mode != EnforcementMode::Never && !enforced && items.iter().any(restricts));
+        let wildcard = first.map(|i| (u64::MAX, Entry::everything(Action::Allow, i.rule.clone())));
+        let mut new = Self {
+            cache,
+            direction,
+            settings,
+            names,
+            peer_names,
+            open: !enforced && wildcard.is_none(),
+            any: wildcard.into_iter().collect(),
+            any_named: Vec::new(),
+            requires: Vec::new(),
+            default: Arc::new([]),
+            items,
+        };
+        for (n, item) in new.items.iter().enumerate() {
+            if matches!(item.part.peers, Peers::Any) {
+                if item.part.named && direction == Direction::Egress {
+                    new.any_named.push(n);
+                }
+                // Without names, only numbers are entered.
+                new.any.extend(item.part.entries(item.rule, names_of(direction, names, None)).into_iter().map(|e| (item.seq, e)));
+            }
+            if !item.part.requires.is_empty() {
+                new.requires.push(n);
+            }
+        }
+        new.default = match new.requires.first() {
+            Some(n) => new.unmet_list(*n),
+            None => finish(new.any.clone()),
+        };
+        new
     }
-    // Entries carry their place in the order of rules: of equal entries the first one written is named.
-    let mut gathered: BTreeMap<Peer, Vec<(usize, Entry)>> = BTreeMap::new();
-    for (seq, rule, section) in rules.iter().enumerate().flat_map(|(n, r)| r.sections(direction).iter().map(move |s| (n, &r.rule, s))) {
-        let entry = |&(lo, hi, proto): &(u16, u16, u8)| (seq, Entry { lo, hi, proto, deny: section.deny, rule: rule.clone() });
-        let mut add = |peer| gathered.entry(peer).or_default().extend(section.spans.iter().map(entry));
-        match &section.peers {
-            Peers::Any => add(Peer::ANY),
-            Peers::Selected(selectors) => {
-                for selector in selectors {
-                    let named = selector.names_reserved();
-                    cache.selections(selector).iter().filter(|id| named || id.is_endpoint()).for_each(|id| add(*id));
+
+    fn unmet_list(&self, n: usize) -> Arc<[Entry]> {
+        Arc::new([Entry::everything(Action::Deny, self.items[n].rule.clone())])
+    }
+
+    /// The first requirement that a peer does not meet.
+    fn unmet(&self, peer: Peer) -> Option<usize> {
+        let met = |n: &usize| self.items[*n].part.requires.iter().all(|s| self.cache.selected(s).contains(&peer));
+        self.requires.iter().copied().find(|n| !met(n))
+    }
+
+    /// A peer's list. `mine`: sections that select it.
+    fn list(&self, peer: Peer, mine: &[usize]) -> Arc<[Entry]> {
+        if let Some(n) = self.unmet(peer) {
+            return self.unmet_list(n);
+        }
+        let names = names_of(self.direction, self.names, self.peer_names.get(&peer));
+        let mut entries = self.any.clone();
+        for n in mine.iter().chain(&self.any_named) {
+            let item = &self.items[*n];
+            entries.extend(item.part.entries(item.rule, names).into_iter().map(|e| (item.seq, e)));
+        }
+        finish(entries)
+    }
+
+    /// Everything from scratch.
+    pub fn policy(&self) -> DirectionPolicy {
+        if self.open {
+            return DirectionPolicy::Open;
+        }
+        let mut gathered: BTreeMap<Peer, Vec<usize>> = BTreeMap::new();
+        for (n, item) in self.items.iter().enumerate() {
+            for peer in item.selected.iter().copied().flatten() {
+                let mine = gathered.entry(*peer).or_default();
+                if mine.last() != Some(&n) {
+                    mine.push(n);
                 }
             }
         }
-    }
-    let any = gathered.remove(&Peer::ANY).unwrap_or_default();
-    let default = finish(any.clone());
-    let mut lists: BTreeMap<Peer, Vec<Entry>> = BTreeMap::new();
-    for (peer, own) in gathered {
-        let list = finish([own, any.clone()].concat());
-        if list != default {
-            lists.insert(peer, list);
+        let met = self.requires.first().and_then(|n| self.items[*n].part.requires.first()).map(|s| self.cache.selected(s));
+        for peer in met.into_iter().flatten() {
+            gathered.entry(*peer).or_default();
         }
-    }
-    if !default.is_empty() {
-        lists.insert(Peer::ANY, default);
-    }
-    if host_always {
-        let entry = Entry { lo: 0, hi: u16::MAX, proto: 0, deny: false, rule: LOCALHOST.clone() };
-        lists.insert(Reserved::Host.into(), vec![entry]);
-    }
-    DirectionPolicy::Rules(lists)
-}
-
-/// Sorts into the order of evaluation and drops what an earlier entry keeps from ever being reached.
-fn finish(mut entries: Vec<(usize, Entry)>) -> Vec<Entry> {
-    entries.sort_by_key(|(seq, entry)| (entry.order(), *seq));
-    let mut list: Vec<Entry> = Vec::with_capacity(entries.len());
-    for (_, entry) in entries {
-        if !list.iter().any(|earlier| earlier.covers(&entry)) {
-            list.push(entry);
-        }
-    }
-    if list.len() > (POLICY_BLOCK_RULES * POLICY_CHAIN) as usize { compact(list) } else { list }
-}
-
-/// Gives up naming the narrowest rule to need fewer entries: what a wider entry of the same verdict says anyway goes, and
-/// overlapping or adjoining ranges become one. Deny still comes first, so verdicts stay the same.
-fn compact(list: Vec<Entry>) -> Vec<Entry> {
-    let redundant = |n: usize, e: &Entry| list[n + 1..].iter().any(|wider| wider.deny == e.deny && wider.covers(e));
-    let mut kept: Vec<Entry> = list.iter().enumerate().filter(|(n, e)| !redundant(*n, e)).map(|(_, e)| e.clone()).collect();
-    kept.sort_by_key(|e| (e.deny, e.proto, e.lo));
-    let mut merged: Vec<Entry> = Vec::with_capacity(kept.len());
-    for entry in kept {
-        match merged.last_mut() {
-            Some(last) if last.deny == entry.deny && last.proto == entry.proto && u32::from(entry.lo) <= u32::from(last.hi) + 1 => {
-                last.hi = last.hi.max(entry.hi);
+        if !self.any_named.is_empty() {
+            for peer in self.peer_names.keys().filter(|id| id.is_endpoint()) {
+                gathered.entry(*peer).or_default();
             }
-            _ => merged.push(entry),
         }
+        let (mut memo, mut lists) = (Memo::new(), BTreeMap::new());
+        for (peer, mine) in gathered {
+            let list = self.remembered(&mut memo, peer, mine);
+            if list != self.default {
+                lists.insert(peer, list);
+            }
+        }
+        self.finished(lists)
     }
-    merged.sort_by_key(Entry::order);
-    merged
+
+    /// As [`Self::list`], made once where peers cannot differ.
+    fn remembered(&self, memo: &mut Memo, peer: Peer, mine: Vec<usize>) -> Arc<[Entry]> {
+        let named = !self.any_named.is_empty() || mine.iter().any(|n| self.items[*n].part.named);
+        if named && self.direction == Direction::Egress {
+            return self.list(peer, &mine);
+        }
+        Arc::clone(memo.entry((mine, self.unmet(peer))).or_insert_with_key(|(mine, _)| self.list(peer, mine)))
+    }
+
+    fn finished(&self, mut lists: BTreeMap<Peer, Arc<[Entry]>>) -> DirectionPolicy {
+        if self.default.is_empty() {
+            lists.remove(&Peer::ANY);
+        } else {
+            lists.insert(Peer::ANY, Arc::clone(&self.default));
+        }
+        if self.settings.host_always && self.direction == Direction::Ingress {
+            lists.insert(Reserved::Host.into(), Arc::new([Entry::everything(Action::Allow, LOCALHOST.clone())]));
+        }
+        DirectionPolicy::Rules(lists)
+    }
+
+    /// The same as [`Self::policy`], if `old` was right but for these peers.
+    pub fn patched(&self, old: &DirectionPolicy, peers: &BTreeSet<Peer>) -> DirectionPolicy {
+        let DirectionPolicy::Rules(lists) = old else { return self.policy() };
+        let default = lists.get(&Peer::ANY).map_or(&[][..], |list| list);
+        if self.open || !self.requires.is_empty() || *default != *self.default {
+            return self.policy();
+        }
+        let (mut memo, mut lists) = (Memo::new(), lists.clone());
+        for peer in peers {
+            let selects = |item: &Item<'_>| item.selected.iter().any(|ids| ids.contains(peer));
+            let mine: Vec<usize> = self.items.iter().enumerate().filter(|(_, i)| selects(i)).map(|(n, _)| n).collect();
+            let named = !self.any_named.is_empty() && peer.is_endpoint();
+            let list = if !mine.is_empty() || named { self.remembered(&mut memo, *peer, mine) } else { Arc::clone(&self.default) };
+            if list == self.default {
+                lists.remove(peer);
+            } else {
+                lists.insert(*peer, list);
+            }
+        }
+        self.finished(lists)
+    }
+
+    /// Two rules that want different proxies on one port.
+    pub fn conflict(&self) -> Option<L7Conflict> {
+        let mut seen: BTreeMap<(String, u8), (&'static str, &RuleRef)> = BTreeMap::new();
+        for item in &self.items {
+            for (port, proto, kind) in item.part.l7_kinds() {
+                let (known, rule) = *seen.entry((port.clone(), proto)).or_insert((kind, item.rule));
+                if known != kind {
+                    return Some(L7Conflict { port, kinds: [known, kind], rules: [rule.clone(), item.rule.clone()] });
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Whose names are meant: those of the destination.
+fn names_of<'n>(direction: Direction, own: Option<&'n PortNames>, peer: Option<&'n PortNames>) -> Option<&'n PortNames> {
+    match direction {
+        Direction::Ingress => own,
+        Direction::Egress => peer,
+    }
+}
+
+/// Two rules that want different proxies on one port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("port {port} cannot have {} rules ({}) and {} rules ({})", kinds[0], rules[0], kinds[1], rules[1])]
+pub struct L7Conflict {
+    pub port: String,
+    pub kinds: [&'static str; 2],
+    pub rules: [RuleRef; 2],
 }

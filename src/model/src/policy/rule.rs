@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Rules as users write them. Field names in JSON are those of the input.
 
+use super::section::{Section, egress_names, ingress_names};
 use crate::abi::Reserved;
 use crate::label::Labels;
 use crate::selector::SelectorSpec;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::num::NonZeroU16;
 use std::sync::Arc;
 
 /// Kind of a policy object.
@@ -15,16 +15,23 @@ pub enum ObjectKind {
     /// Its selectors are confined to its namespace.
     CiliumNetworkPolicy,
     CiliumClusterwideNetworkPolicy,
+    /// As [`Self::CiliumNetworkPolicy`].
+    NetworkPolicy,
 }
 
 impl ObjectKind {
-    pub const ALL: [Self; 2] = [Self::CiliumNetworkPolicy, Self::CiliumClusterwideNetworkPolicy];
+    pub const ALL: [Self; 3] = [Self::CiliumNetworkPolicy, Self::CiliumClusterwideNetworkPolicy, Self::NetworkPolicy];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Self::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
+    }
+    /// Whether its objects belong to a namespace.
+    pub const fn namespaced(self) -> bool {
+        !matches!(self, Self::CiliumClusterwideNetworkPolicy)
     }
 }
 
@@ -79,6 +86,11 @@ pub enum Entity {
     All,
     /// Everything outside of the cluster.
     World,
+    /// The world's IPv4 addresses.
+    #[serde(rename = "world-ipv4")]
+    WorldIpv4,
+    #[serde(rename = "world-ipv6")]
+    WorldIpv6,
     /// Endpoints of the cluster, host, remote nodes, init, health and unmanaged.
     Cluster,
     Host,
@@ -86,24 +98,43 @@ pub enum Entity {
     Health,
     Init,
     Unmanaged,
+    KubeApiserver,
+    Ingress,
     /// Nobody.
     None,
 }
 
 impl Entity {
-    pub const ALL: [Self; 9] =
-        [Self::All, Self::World, Self::Cluster, Self::Host, Self::RemoteNode, Self::Health, Self::Init, Self::Unmanaged, Self::None];
+    pub const ALL: [Self; 13] = [
+        Self::All,
+        Self::World,
+        Self::WorldIpv4,
+        Self::WorldIpv6,
+        Self::Cluster,
+        Self::Host,
+        Self::RemoteNode,
+        Self::Health,
+        Self::Init,
+        Self::Unmanaged,
+        Self::KubeApiserver,
+        Self::Ingress,
+        Self::None,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::All => "all",
             Self::World => "world",
+            Self::WorldIpv4 => "world-ipv4",
+            Self::WorldIpv6 => "world-ipv6",
             Self::Cluster => "cluster",
             Self::Host => "host",
             Self::RemoteNode => "remote-node",
             Self::Health => "health",
             Self::Init => "init",
             Self::Unmanaged => "unmanaged",
+            Self::KubeApiserver => "kube-apiserver",
+            Self::Ingress => "ingress",
             Self::None => "none",
         }
     }
@@ -112,145 +143,34 @@ impl Entity {
     pub const fn reserved(self) -> Option<Reserved> {
         match self {
             Self::World => Some(Reserved::World),
+            Self::WorldIpv4 => Some(Reserved::WorldIpv4),
+            Self::WorldIpv6 => Some(Reserved::WorldIpv6),
             Self::Host => Some(Reserved::Host),
             Self::RemoteNode => Some(Reserved::RemoteNode),
             Self::Health => Some(Reserved::Health),
             Self::Init => Some(Reserved::Init),
             Self::Unmanaged => Some(Reserved::Unmanaged),
+            Self::KubeApiserver => Some(Reserved::KubeApiserver),
+            Self::Ingress => Some(Reserved::Ingress),
             Self::All | Self::Cluster | Self::None => None,
         }
     }
 }
 
-/// Transport protocol of a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-    /// TCP, UDP and SCTP.
-    #[default]
-    Any,
-}
-
-impl Protocol {
-    pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Any];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-            Self::Any => "ANY",
-        }
-    }
-
-    /// IP protocol numbers that it stands for.
-    pub const fn numbers(self) -> &'static [u8] {
-        match self {
-            Self::Tcp => &[6],
-            Self::Udp => &[17],
-            Self::Sctp => &[132],
-            Self::Any => &[6, 17, 132],
-        }
-    }
-}
-
-/// A destination port, or the range `port` to `end_port` (included). Host order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PortProtocol {
-    #[serde(with = "port_text")]
-    pub port: NonZeroU16,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end_port: Option<NonZeroU16>,
-    #[serde(default)]
-    pub protocol: Protocol,
-}
-
-/// Ports are printed as text, as the API that users know has them.
-mod port_text {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::num::NonZeroU16;
-
-    pub fn serialize<S: Serializer>(port: &NonZeroU16, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(port)
-    }
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<NonZeroU16, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// A list of ports; one to [`PortRule::MAX_PORTS`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Whether a rule that has sections for a direction makes what no rule allows denied. Absent: it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PortRule {
-    pub ports: Vec<PortProtocol>,
+pub struct DefaultDeny {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<bool>,
 }
 
-impl PortRule {
-    pub const MAX_PORTS: usize = 40;
-}
-
-/// Declares a section of a rule for each direction. An absent peer list and a written one differ: without any peer
-/// list a section with ports means every peer; an empty list selects nobody.
-macro_rules! section {
-    ($(#[doc = $doc:literal])* $name:ident, $endpoints:ident, $entities:ident) => {
-        $(#[doc = $doc])*
-        #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
-        pub struct $name {
-            #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub $endpoints: Option<Vec<SelectorSpec>>,
-            #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub $entities: Option<Vec<Entity>>,
-            /// Empty: every port of every protocol.
-            #[serde(default, skip_serializing_if = "Vec::is_empty")]
-            pub to_ports: Vec<PortRule>,
-        }
-
-        impl $name {
-            pub(super) fn parts(&self) -> Section<'_> {
-                Section { endpoints: self.$endpoints.as_deref(), entities: self.$entities.as_deref(), to_ports: &self.to_ports }
-            }
-        }
-
-        impl From<SectionParts> for $name {
-            fn from(p: SectionParts) -> Self {
-                Self { $endpoints: p.endpoints, $entities: p.entities, to_ports: p.to_ports }
-            }
-        }
-    };
-}
-
-section! {
-    /// An item of `ingress`: who may come in.
-    IngressRule, from_endpoints, from_entities
-}
-section! {
-    /// An item of `egress`: where an endpoint may go.
-    EgressRule, to_endpoints, to_entities
-}
-
-/// An item of `ingressDeny`.
-pub type IngressDenyRule = IngressRule;
-/// An item of `egressDeny`.
-pub type EgressDenyRule = EgressRule;
-
-/// A section of either direction, borrowed.
-#[derive(Clone, Copy)]
-pub(super) struct Section<'a> {
-    pub endpoints: Option<&'a [SelectorSpec]>,
-    pub entities: Option<&'a [Entity]>,
-    pub to_ports: &'a [PortRule],
-}
-
-/// A section of either direction, owned.
-pub(super) struct SectionParts {
-    pub endpoints: Option<Vec<SelectorSpec>>,
-    pub entities: Option<Vec<Entity>>,
-    pub to_ports: Vec<PortRule>,
+impl DefaultDeny {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One rule, as written. An empty `ingress` is as if it were absent, and so are the other three.
@@ -258,14 +178,16 @@ pub(super) struct SectionParts {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     pub endpoint_selector: SelectorSpec,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ingress: Vec<IngressRule>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ingress_deny: Vec<IngressDenyRule>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub egress: Vec<EgressRule>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub egress_deny: Vec<EgressDenyRule>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "ingress_names")]
+    pub ingress: Vec<Section>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "ingress_names")]
+    pub ingress_deny: Vec<Section>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "egress_names")]
+    pub egress: Vec<Section>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "egress_names")]
+    pub egress_deny: Vec<Section>,
+    #[serde(default, skip_serializing_if = "DefaultDeny::is_default")]
+    pub enable_default_deny: DefaultDeny,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     #[serde(default, skip_serializing_if = "Option::is_none")]

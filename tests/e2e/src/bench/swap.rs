@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -77,13 +78,14 @@ impl Swapper<'_> {
     }
 }
 
-/// Takes the client's program away and puts it back: what no swap does.
-fn detach_once(node: &Node) -> Result<()> {
+/// Takes the client's program away, waits for what that does, and puts it back: what no swap does.
+fn detach_once(node: &Node, seen: impl FnOnce() + Send) -> Result<()> {
     let ifindex = node.block_on(node.client().endpoint("name:client"))?.interface.index;
     node.run(|| -> Result<()> {
         let id = hook::tc_info(ifindex, Dir::Ingress)?.context("no filter")?;
         let program = Program::by_id(id)?.context("no program")?;
         hook::detach_tc(ifindex, Dir::Ingress, false)?;
+        seen();
         Ok(hook::attach_tc(&program, ifindex, Dir::Ingress)?)
     })
 }
@@ -93,32 +95,77 @@ fn control() -> Result<u64> {
     let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
     let (client, server) = pair(&node)?;
     let traffic = ClosedLoop::start(&client, &server, Family::V6, 20_000)?;
-    detach_once(&node)?;
+    detach_once(&node, || traffic.wait_lost())?;
     let Traffic { sent, received } = traffic.join();
     ensure!(received < sent, "the program was detached and nothing was lost");
     Ok(sent - received)
+}
+
+/// Packets that the node's devices and its processors' queues dropped since the devices were made, and since the machine started.
+fn kernel_drops(node: &Node) -> Result<(u64, u64)> {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+    let (devices, queues) = node.run(|| Ok::<_, std::io::Error>((read("dev")?, read("softnet_stat")?)))?;
+    // Name, then eight columns of what was received (the fourth: dropped) and as many of what was sent.
+    let device = |line: &str| -> Option<u64> {
+        let columns: Vec<u64> = line.split_once(':')?.1.split_whitespace().filter_map(|c| c.parse().ok()).collect();
+        Some(columns.get(3)? + columns.get(11)?)
+    };
+    let queue = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    Ok((devices.lines().filter_map(device).sum(), queues.lines().filter_map(queue).sum()))
+}
+
+/// A connection that sends a byte there and back at each turn.
+struct Connection(TcpStream, TcpStream);
+
+impl Connection {
+    fn open(client: &Container, server: &Container, family: Family) -> Result<Self> {
+        let listener = server.listen(family, 9002)?;
+        let near = client.connect(SocketAddr::new(server.ip(family), 9002))?;
+        let (far, _) = listener.accept()?;
+        far.set_nodelay(true)?;
+        far.set_read_timeout(Some(crate::container::PATIENCE))?;
+        Ok(Self(near, far))
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        let mut seen = [0];
+        self.0.write_all(b"x")?;
+        self.1.read_exact(&mut seen)?;
+        self.1.write_all(&seen)?;
+        self.0.read_exact(&mut seen)?;
+        Ok(())
+    }
 }
 
 pub fn swaps(_: &Plan) -> Result<Vec<Row>> {
     let control = control()?;
     let modes: &[&'static str] = if pilus_loader::probe::Features::probe()?.tcx { &["tc", "tcx"] } else { &["tc"] };
     let parts = 2 * modes.len() as u64;
-    let (mut lost, mut sent, mut swaps) = (0, 0, 0);
+    let (mut lost, mut sent, mut swaps, mut by_devices, mut by_queues) = (0, 0, 0, 0, 0);
     let since = Instant::now();
     for attach in modes {
         let node = Node::start(NodeOptions { attach, ..NodeOptions::default() })?;
         let (client, server) = pair(&node)?;
         let mut swapper = Swapper { node: &node, turns: 0, times: Vec::new() };
+        let before = kernel_drops(&node)?;
         for family in Family::BOTH {
-            let (l, s, d) = under_traffic((&client, &server), family, PACKETS.div_ceil(parts), SWAPS.div_ceil(parts), || swapper.swap())?;
+            let mut connection = Connection::open(&client, &server, family)?;
+            let (l, s, d) = under_traffic((&client, &server), family, PACKETS.div_ceil(parts), SWAPS.div_ceil(parts), || {
+                let swapped = swapper.swap()?;
+                connection.turn().context("a connection broke")?;
+                Ok(swapped)
+            })?;
             progress(&format!("  {attach} {family:?}: {d} swaps, {s} packets, {l} lost; apply {:.0} ms", super::median(&swapper.times)));
             (lost, sent, swaps) = (lost + l, sent + s, swaps + d);
         }
+        let after = kernel_drops(&node)?;
+        (by_devices, by_queues) = (by_devices + after.0 - before.0, by_queues + after.1 - before.1);
         ensure!(node.metric("Missed tail call")? == 0, "a tail call was missed");
         ensure!(node.metric("Forwarded")? >= 2 * PACKETS / modes.len() as u64, "the programs did not count the packets");
     }
     let note = format!(
-        "{sent} packets, {swaps} swaps of a device's program through the agent ({}), {:.0} s; control lost {control}",
+        "{sent} packets, {swaps} swaps of a device's program through the agent ({}), 0 connections broken, 0 tail calls missed, dropped by \
+         devices {by_devices}, by softnet {by_queues}, {:.0} s; control lost {control}",
         modes.join(", "),
         since.elapsed().as_secs_f64()
     );
@@ -169,7 +216,7 @@ pub fn open_loop(plan: &Plan) -> Result<Vec<Row>> {
     let control = {
         let node = Node::start(NodeOptions { attach: "tc", ..NodeOptions::default() })?;
         let (client, server) = pair(&node)?;
-        let (sent, received, _) = burst((&client, &server), Family::V6, || detach_once(&node).map(|()| 1))?;
+        let (sent, received, _) = burst((&client, &server), Family::V6, || detach_once(&node, || {}).map(|()| 1))?;
         ensure!(received < sent, "the program was detached and nothing was lost");
         sent - received
     };

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Walking the tree: a node with its path, and the list of mistakes. Reading gives `None` once a mistake was noted.
 
-use super::InputError;
 use super::tree::{Node, Position, Value};
+use super::{InputError, Options};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-const MAX_ERRORS: usize = 100;
+pub const MAX_ERRORS: usize = 100;
 
 /// Collects mistakes.
 pub struct Sink {
     pub file: Arc<str>,
+    pub options: Options,
     errors: RefCell<Vec<InputError>>,
 }
 
 impl Sink {
-    pub fn new(file: &str) -> Self {
-        Self { file: file.into(), errors: RefCell::default() }
+    pub fn new(file: &str, options: Options) -> Self {
+        Self { file: file.into(), options, errors: RefCell::default() }
     }
 
     pub fn push(&self, at: Position, path: String, message: String) {
@@ -119,6 +120,27 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// A truth value, not quoted.
+    pub fn truth(&self) -> Option<bool> {
+        match &self.node.value {
+            Value::Scalar { text, plain: true } if is_bool(text) => Some(text.eq_ignore_ascii_case("true")),
+            _ => {
+                self.expected("true or false");
+                None
+            }
+        }
+    }
+
+    /// A number of a type, quoted or not.
+    pub fn number<T: std::str::FromStr>(&self, what: &str) -> Option<T> {
+        let text = self.scalar(what)?;
+        let number = text.parse().ok();
+        if number.is_none() {
+            self.error(format!("expected {what}, found {:?}", shorten(text)));
+        }
+        number
+    }
+
     /// A scalar's text, quoted or not.
     pub fn scalar(&self, what: &str) -> Option<&'a str> {
         if let Value::Scalar { text, .. } = &self.node.value {
@@ -204,6 +226,44 @@ fn is_number(text: &str) -> bool {
         || radix("0o", 8)
         || (digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') && digits.parse::<f64>().is_ok())
         || [".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN"].contains(&digits)
+}
+
+/// Reads every item, so that every mistake is noted; `None` if one had any.
+pub fn all<'a, T>(items: Vec<Cursor<'a>>, mut read: impl FnMut(&Cursor<'a>) -> Option<T>) -> Option<Vec<T>> {
+    let count = items.len();
+    let good: Vec<T> = items.iter().filter_map(&mut read).collect();
+    (good.len() == count).then_some(good)
+}
+
+/// A list that narrows what a rule allows. Null is refused: it would read as "absent", which allows more.
+pub fn narrowing_list<'a>(fields: &Fields<'a>, name: &str, what: &str) -> Option<Option<Vec<Cursor<'a>>>> {
+    let Some(field) = fields.get(name) else { return Some(None) };
+    if field.value.is_null() {
+        field.error(format!("expected a list of {what}, found nothing (null): leave the field out or write a list"));
+        return None;
+    }
+    field.value.list(what).map(Some)
+}
+
+pub fn optional<'a, T>(
+    list: Option<Option<Vec<Cursor<'a>>>>,
+    read: impl FnOnce(Vec<Cursor<'a>>) -> Option<Vec<T>>,
+) -> Option<Option<Vec<T>>> {
+    match list? {
+        Some(items) => read(items).map(Some),
+        None => Some(None),
+    }
+}
+
+/// One of a set of names.
+pub fn one_of<T: Copy>(at: &Cursor<'_>, what: &str, all: &[T], name: impl Fn(T) -> &'static str, any_case: bool) -> Option<T> {
+    let names: Vec<&str> = all.iter().map(|t| name(*t)).collect();
+    let text = at.text(what)?;
+    let found = names.iter().position(|n| *n == text || (any_case && n.eq_ignore_ascii_case(text)));
+    if found.is_none() {
+        at.error(format!("unknown {what} `{}` (expected {})", shorten(text), names.join(", ")));
+    }
+    found.map(|n| all[n])
 }
 
 /// Text for a message of one line.

@@ -2,6 +2,7 @@
 //! Documents: policy objects and plain lists.
 
 use super::cursor::{Cursor, Fields, shorten};
+use super::network_policy;
 use super::rules::{bare_rule, rule};
 use crate::label::{Label, Source};
 use crate::policy::rule::{ObjectKind, ObjectRef, Rule};
@@ -9,7 +10,9 @@ use crate::selector::NAMESPACE;
 use crate::selector::SelectorKey;
 use std::collections::BTreeSet;
 
-const API_VERSION: &str = "cilium.io/v2";
+const CILIUM: &str = "cilium.io/v2";
+const NETWORKING: &str = "networking.k8s.io/v1";
+const KINDS: &str = "CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or NetworkPolicy";
 const POLICY_NAME: &str = "io.cilium.k8s.policy.name";
 const POLICY_NAMESPACE: &str = "io.cilium.k8s.policy.namespace";
 
@@ -31,34 +34,45 @@ pub fn document(doc: &Cursor<'_>, objects: &mut BTreeSet<ObjectRef>) -> Vec<Rule
 }
 
 fn object(fields: &Fields<'_>, objects: &mut BTreeSet<ObjectRef>) -> Option<Vec<Rule>> {
-    let version = fields.required("apiVersion", API_VERSION)?;
-    let kind = fields.required("kind", "CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy")?;
-    let (version_text, kind_text) = (version.text(API_VERSION)?, kind.text("a kind of policy")?);
-    if kind_text == "NetworkPolicy" {
-        kind.error(format!("NetworkPolicy of {} is not supported yet by this version", shorten(version_text)));
-        return None;
+    let version = fields.required("apiVersion", &format!("{CILIUM} or {NETWORKING}"))?;
+    let kind = fields.required("kind", KINDS)?;
+    let (version_text, kind_text) = (version.text("a version")?, kind.text("a kind of policy")?);
+    if kind_text == "List" || kind_text.strip_suffix("List").is_some_and(|k| ObjectKind::ALL.iter().any(|o| o.as_str() == k)) {
+        fields.allow(&["apiVersion", "kind", "metadata", "items"], &[])?;
+        let items = fields.required("items", "a list of objects")?.list("objects")?;
+        return Some(items.iter().filter_map(|item| object(&item.map("an object")?, objects)).flatten().collect());
     }
     let Some(known) = ObjectKind::ALL.into_iter().find(|k| k.as_str() == kind_text) else {
-        kind.error(format!(
-            "`{}` is no kind of policy (expected CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy)",
-            shorten(kind_text)
-        ));
+        kind.error(format!("`{}` is no kind of policy (expected {KINDS})", shorten(kind_text)));
         return None;
     };
-    if version_text != API_VERSION {
-        version.error(format!("unknown version `{}` of {kind_text} (expected {API_VERSION})", shorten(version_text)));
+    let wanted = if known == ObjectKind::NetworkPolicy { NETWORKING } else { CILIUM };
+    if version_text != wanted {
+        version.error(format!("unknown version `{}` of {kind_text} (expected {wanted})", shorten(version_text)));
         return None;
     }
-    let allowed = fields.allow(&["apiVersion", "kind", "metadata", "spec", "specs", "description", "status"], &[]);
+    let of_cilium: &[&str] = &["apiVersion", "kind", "metadata", "spec", "specs", "description", "status"];
+    let allowed = fields
+        .allow(if known == ObjectKind::NetworkPolicy { &["apiVersion", "kind", "metadata", "spec", "status"] } else { of_cilium }, &[]);
     let object = metadata(fields, known);
     let description = match fields.value("description") {
         Some(d) => Some(d.text("a description")?.to_owned()),
         None => None,
     };
-    let specs = specs(fields)?;
-    let rules: Vec<(&Cursor<'_>, Rule)> = specs.iter().filter_map(|s| Some((s, rule(s, None)?))).collect();
+    let specs =
+        if known == ObjectKind::NetworkPolicy { vec![fields.required("spec", "what the policy says")?.clone()] } else { specs(fields)? };
+    let read = |s: &Cursor<'_>| if known == ObjectKind::NetworkPolicy { network_policy::rule(s) } else { rule(s, None) };
+    let mut rules: Vec<(&Cursor<'_>, Rule)> = Vec::new();
+    let mut whole = Some(());
+    for spec in &specs {
+        match read(spec) {
+            Some(rule) => rules.push((spec, rule)),
+            None => whole = None,
+        }
+    }
     let object = object?;
     allowed?;
+    whole?;
     if !objects.insert(object.clone()) {
         let metadata = fields.value("metadata")?.map("metadata")?;
         metadata.value("name")?.error(format!("{object} is given twice in this text"));
@@ -84,15 +98,15 @@ fn specs<'a>(fields: &Fields<'a>) -> Option<Vec<Cursor<'a>>> {
 fn metadata(fields: &Fields<'_>, kind: ObjectKind) -> Option<ObjectRef> {
     let metadata = fields.required("metadata", "the object's metadata with its name")?.map("metadata")?;
     let name = metadata.required("name", "the policy's name").and_then(|n| object_name(n, "the policy's name"));
-    let namespace = match (metadata.value("namespace"), kind) {
-        (None, ObjectKind::CiliumNetworkPolicy) => Some("default".to_owned()),
-        (Some(n), ObjectKind::CiliumNetworkPolicy) if n.scalar("a namespace") == Some("") => Some("default".to_owned()),
-        (Some(n), ObjectKind::CiliumNetworkPolicy) => Some(object_name(n, "a namespace")?),
-        (None, ObjectKind::CiliumClusterwideNetworkPolicy) => None,
-        (Some(n), ObjectKind::CiliumClusterwideNetworkPolicy) => {
+    let namespace = match metadata.value("namespace") {
+        Some(n) if !kind.namespaced() => {
             n.error("a CiliumClusterwideNetworkPolicy belongs to no namespace");
             return None;
         }
+        _ if !kind.namespaced() => None,
+        None => Some("default".to_owned()),
+        Some(n) if n.scalar("a namespace") == Some("") => Some("default".to_owned()),
+        Some(n) => Some(object_name(n, "a namespace")?),
     };
     Some(ObjectRef { kind, namespace, name: name? })
 }
