@@ -96,7 +96,7 @@ fn endpoints_are_added() {
     let args = ["endpoint", "add", "web", "--netns", "web", "--label", "app=web", "--label", "k8s:tier=front", "--ipv4", "none"];
     assert_eq!(agent.ok(&args), "Endpoint 257 (web): fd00::101 10.5.0.3\n");
     let sent = json!({"name": "web", "netns": "/run/netns/web", "labels": ["app=web", "k8s:tier=front"], "ifname": null, "ipv4": "none",
-        "ipv6": null, "containerId": null, "build": null});
+        "ipv6": null, "containerId": null, "build": null, "mac": null, "mtu": null});
     assert_eq!(agent.bodies("PUT /v1/endpoint/name:web?wait=true"), [sent]);
     assert_eq!(agent.json(&["endpoint", "add", "web", "--netns", "web", "--wait"]), endpoint(257, "web"));
 

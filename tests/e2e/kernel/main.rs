@@ -5,6 +5,7 @@ mod basic;
 mod cni;
 mod ct;
 mod disk;
+mod examples;
 mod faults;
 mod labels;
 mod metrics;

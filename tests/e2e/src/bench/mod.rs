@@ -14,6 +14,7 @@ mod traffic;
 
 pub use kernel::relax_limits;
 pub use report::{Goals, Report};
+pub use shape::pins;
 
 use anyhow::Result;
 
