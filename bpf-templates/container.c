@@ -17,7 +17,7 @@ int from_container(struct __sk_buff *ctx)
 	if (CONFIG_CUSTOM) {
 		ret = custom_from_container(ctx);
 		if (ret < 0)
-			return go_slow(ctx, FROM_CONTAINER, slot, -ret);
+			return go_slow(ctx, FROM_CONTAINER, slot, custom_reason(ret));
 	}
 	ret = fast_path(ctx, row, slot, FROM_CONTAINER);
 	if (ret == ACT_MISS)
@@ -34,14 +34,16 @@ int receive_own(struct __sk_buff *ctx)
 {
 	__u32 slot = ctx->cb[CB_SLOT];
 	struct endpoint *row = endpoint_row(slot);
-	int ret = 0;
+	int ret;
 
 	if (!row || !(row->flags & EP_VALID) || !EP_OWNS_SLOT(slot))
 		return go_slow(ctx, FROM_RECEIVE, slot, DROP_NO_ENDPOINT);
-	if (CONFIG_CUSTOM)
+	if (CONFIG_CUSTOM) {
 		ret = custom_to_container(ctx);
-	if (ret >= 0)
-		ret = headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), (int)ctx->cb[CB_HOP]);
+		if (ret < 0)
+			return go_slow(ctx, FROM_RECEIVE, slot, custom_reason(ret));
+	}
+	ret = headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), (int)ctx->cb[CB_HOP]);
 	if (ret >= 0)
 		return (int)bpf_redirect_peer(EP_IFINDEX(row), 0);
 	return go_slow(ctx, FROM_RECEIVE, slot, -ret);

@@ -21,6 +21,14 @@ static __always_inline int custom_to_container(struct __sk_buff *ctx)
 }
 #endif
 
+/* Reason of a hook that drops, never 0: that would be no drop. */
+static __always_inline __u32 custom_reason(int ret)
+{
+	__u32 reason = (__u32)-ret & 0xff;
+
+	return reason ? reason : DROP_CUSTOM;
+}
+
 /* Makes the Ethernet and IP headers linear. Packet pointers are invalid afterwards. */
 static __always_inline int headers_pull(struct __sk_buff *ctx)
 {
@@ -78,7 +86,7 @@ static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, 
 	if (CONFIG_CUSTOM) {
 		ret = custom_to_container(ctx);
 		if (ret < 0)
-			return ret;
+			return -(int)custom_reason(ret);
 	}
 	ret = headers_rewrite(ctx, dst->mac, dst->host_mac, hop);
 	return ret < 0 ? ret : (int)bpf_redirect_peer(dst->ifindex, 0);

@@ -73,9 +73,10 @@ fn a_custom_program_drops() {
         std::fs::write(path, content).unwrap();
     }
     std::fs::create_dir_all(dir.path().join("custom")).unwrap();
-    std::fs::write(dir.path().join("custom/container.c"), CUSTOM).unwrap();
-    let templates = Templates::load(dir.path()).unwrap();
-    for build in [Build::Shared, Build::Own] {
+    // A reason is a byte: one that is 0 in it is no reason to go on.
+    for (refusal, build) in [("DROP_CUSTOM", Build::Shared), ("DROP_CUSTOM", Build::Own), ("256", Build::Shared), ("256", Build::Own)] {
+        std::fs::write(dir.path().join("custom/container.c"), CUSTOM.replace("DROP_CUSTOM", refusal)).unwrap();
+        let templates = Templates::load(dir.path()).unwrap();
         let elf = compile(&templates, &templates.render_container(&A.config(&Features::default())).unwrap(), build);
         let slow = compile(&templates, &templates.render_slow(&NodeConfig::default()).unwrap(), Build::Shared);
         Sandbox::run(|sandbox| {
@@ -96,7 +97,7 @@ fn a_custom_program_drops() {
                         wanted
                     };
                     let o = world.run(program, &World::context_of(A), &frame);
-                    assert_eq!(o.drops(), wanted, "{} bytes: {o}", frame.len());
+                    assert_eq!(o.drops(), wanted, "-{refusal}, {} bytes: {o}", frame.len());
                 }
             }
         });
