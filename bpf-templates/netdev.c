@@ -42,7 +42,7 @@ static __always_inline int is_for_containers(struct __sk_buff *ctx)
 		return 0;
 	}
 	e = ipcache_find(daddr, family);
-	return e && (e->identity == ID_UNKNOWN || (e->slot >= SLOT_FIRST && e->slot < SLOT_NODES));
+	return e && (e->identity == ID_UNKNOWN || slot_is_container(e->slot));
 }
 
 SEC("tc")

@@ -57,7 +57,7 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 			return answer_echo(ctx, p, row);
 		return -DROP_UNKNOWN_TARGET;
 	}
-	if (to_unroutable(p))
+	if (is_unroutable(p, 1))
 		return -DROP_INVALID_DESTINATION;
 	/* A link-local source is not routed. */
 	if (p->family == 6 && !addr_equal(p->saddr, EP_IP6(row)))
@@ -91,8 +91,9 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 f
 		p->src_slot = src->slot;
 		p->src_id = src->identity;
 	}
-	/* Nobody but a container itself speaks with its address, nor from outside with the host's. */
-	if (slot_is_container(p->src_slot) || (from == FROM_NETDEV && p->src_slot == SLOT_HOST))
+	/* Nobody but a container itself speaks with its address, nor from outside with the host's, or one of no use to answer. */
+	if (slot_is_container(p->src_slot) ||
+	    (from == FROM_NETDEV && (p->src_slot == SLOT_HOST || is_unroutable(p, 0))))
 		return -DROP_INVALID_SOURCE_IP;
 	if (to_multicast(p))
 		return -DROP_MULTICAST;

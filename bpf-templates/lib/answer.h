@@ -72,15 +72,6 @@ static __always_inline int to_gateway(struct packet *p)
 	return p->family == 4 ? p->daddr[0] == bpf_htonl(GATEWAY4) : ipv6_is_gateway(p->daddr);
 }
 
-/* Loopback, "this network" and link-local addresses never leave their link. */
-static __always_inline int to_unroutable(struct packet *p)
-{
-	if (p->family == 4)
-		return ipv4_is_unroutable(p->daddr[0]) ||
-		       (p->daddr[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
-	return ipv6_is_unroutable(p->daddr) || (p->daddr[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
-}
-
 static __always_inline int answer_send(struct __sk_buff *ctx, struct packet *p)
 {
 	p->point = TRACE_REPLY;

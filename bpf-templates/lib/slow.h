@@ -307,6 +307,21 @@ static __always_inline int to_multicast(struct packet *p)
 	return p->family == 4 ? ipv4_is_multicast(p->daddr[0]) : ipv6_is_multicast(p->daddr);
 }
 
+/* Loopback, "this network", link-local and multicast: never the sender, nor the receiver (`dst`), of what is routed. */
+__noinline int is_unroutable(struct packet *p, int dst)
+{
+	__be32 *addr;
+
+	if (!p)
+		return 1;
+	addr = dst ? p->daddr : p->saddr;
+	if (p->family == 4)
+		return ipv4_is_unroutable(addr[0]) || ipv4_is_multicast(addr[0]) ||
+		       (addr[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+	return ipv6_is_unroutable(addr) || ipv6_is_multicast(addr) ||
+	       (addr[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 __noinline int parse_l3(struct __sk_buff *ctx, struct packet *p)
 {
 	if (!p)

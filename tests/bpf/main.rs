@@ -3,6 +3,7 @@
 
 mod budget;
 mod closing;
+mod device;
 mod flow;
 mod fragments;
 mod fuzz;

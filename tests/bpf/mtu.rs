@@ -30,7 +30,7 @@ fn long(f: Family, len: usize) -> Packet {
 }
 
 /// Fragmentation needed, or packet too big: from the router, with the MTU, quoting the packet.
-fn told(mtu: u16) -> impl Fn(&[u8], &[u8], Family) -> Result<(), String> {
+pub fn told(mtu: u16) -> impl Fn(&[u8], &[u8], Family) -> Result<(), String> {
     move |question, answer, f| {
         let seen = view(answer)?;
         let (macs, wanted) = ((seen.eth_dst, seen.eth_src), (question[6..12].to_vec(), question[..6].to_vec()));

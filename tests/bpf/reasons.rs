@@ -24,6 +24,7 @@ const UNREACHED: &[(DropReason, &str)] = &[
 fn tables() -> Vec<Scenario> {
     let tables = [
         crate::closing::table,
+        crate::device::table,
         crate::flow::table,
         crate::fragments::table,
         crate::mtu::table,

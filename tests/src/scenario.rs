@@ -191,7 +191,7 @@ pub fn delivered(frame: &[u8], via: Who, to: Who) -> Vec<u8> {
     let mut out = frame.to_vec();
     out[..6].copy_from_slice(&to.mac());
     out[6..12].copy_from_slice(&to.host_mac());
-    if via.is_container() && to.is_container() {
+    if via != Who::Host && to.is_container() {
         if frame[12] == 8 {
             out[ETH + 8] -= 1;
             out[ETH + 10..ETH + 12].fill(0);

@@ -193,12 +193,14 @@ impl<'a> World<'a> {
         object.programs.iter().find(|p| p.name == name).expect(name)
     }
 
-    /// What packets of `via` meet first.
+    /// What packets of `via` meet first: those of the world come in by a device of the node, unless the host's stack sends them.
     pub fn entry(&self, via: Who) -> &Program {
-        if via.is_container() {
-            return self.program(via, "from_container");
-        }
-        self.netdev.programs.iter().find(|p| p.name == "from_host").expect("from_host")
+        let name = match via {
+            Who::World => "from_netdev",
+            Who::Host => "from_host",
+            container => return self.program(container, "from_container"),
+        };
+        self.netdev.programs.iter().find(|p| p.name == name).expect(name)
     }
 
     /// `struct __sk_buff` with that interface.
