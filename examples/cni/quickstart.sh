@@ -17,7 +17,7 @@ JSON
 }
 
 cleanup() {
-    pilus --socket "$socket" policy delete --all >/dev/null || true
+    pilus --socket "$socket" policy delete k8s:io.cilium.k8s.policy.name=example-web >/dev/null || true
     for name in $names; do
         cni DEL "$name" || true
         ip netns delete "example-$name" 2>/dev/null || true

@@ -9,7 +9,7 @@ here=$(dirname "$0")
 names='web client stranger'
 
 cleanup() {
-    pilus policy delete --all >/dev/null || true
+    pilus policy delete k8s:io.cilium.k8s.policy.name=example-web >/dev/null || true
     for name in $names; do
         docker rm -f "example-$name" >/dev/null 2>&1 || true
     done

@@ -484,6 +484,9 @@ fn examples_work() {
     let programs = pilus_e2e::node::program("pilus-cni").parent().expect("directory").to_owned();
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let socket = node.socket();
+    // What was there before stays.
+    node.import(&policy("web", "  endpointSelector: {matchLabels: {app: own}}\n  ingress: [{}]\n")).expect("policy");
+    let before = node.block_on(node.client().policy(&[])).expect("policy").rules;
     let output = node
         .run_inside(move || {
             #[expect(clippy::disallowed_methods, reason = "a test runs an example")]
@@ -495,6 +498,7 @@ fn examples_work() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!((text.matches("client reaches").count(), text.matches("stranger does not").count()), (2, 2), "{text}");
+    assert_eq!(node.block_on(node.client().policy(&[])).expect("policy").rules, before);
     nothing_left(&node);
     // The configurations, with this node's socket.
     let read =
