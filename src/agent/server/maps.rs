@@ -29,7 +29,7 @@ pub(super) fn proto(p: u8) -> String {
         1 => "icmp".into(),
         6 => "tcp".into(),
         17 => "udp".into(),
-        58 => "icmp6".into(),
+        58 => "icmpv6".into(),
         132 => "sctp".into(),
         other => other.to_string(),
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/policy/validate|explain|diff`: questions that change nothing.
 
+use super::maps::proto;
 use super::policy::rules;
 use super::{App, Body, Failure, ask};
 use crate::agent::Agent;
@@ -130,8 +131,7 @@ fn named(verdict: &Verdict) -> (&'static str, String) {
 
 fn entry(key: &EntryKey) -> String {
     let peer = if key.peer == NumericIdentity::ANY { "any".to_owned() } else { key.peer.to_string() };
-    let proto = PROTOCOLS.iter().find(|(_, n)| *n == key.proto).map_or_else(|| key.proto.to_string(), |(name, _)| (*name).to_owned());
-    let proto = if key.proto == 0 { "any".to_owned() } else { proto };
+    let proto = proto(key.proto);
     format!("identity {peer}, block {}, rule {}: {}-{}/{proto}", key.chain, key.slot, key.lo, key.hi)
 }
 

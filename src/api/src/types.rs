@@ -380,7 +380,7 @@ pub struct MapInfo {
 pub struct FlowEntry {
     /// 4 or 6.
     pub family: u8,
-    /// `tcp`, `udp`, `icmp`, `icmp6`, or the protocol's number.
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, or the protocol's number.
     pub protocol: String,
     /// Who sent the first packet.
     pub source: FlowEnd,

@@ -53,7 +53,7 @@ fn flows_are_listed_and_forgotten() {
     let flows = table(&node, Some("name:client"));
     for family in Family::BOTH {
         for (protocol, port, state) in
-            [("tcp", 8080, "established"), ("udp", 8081, "replied"), (["icmp", "icmp6"][family as usize], 77, "replied")]
+            [("tcp", 8080, "established"), ("udp", 8081, "replied"), (["icmp", "icmpv6"][family as usize], 77, "replied")]
         {
             let found: Vec<_> = flows.iter().filter(|f| f.protocol == protocol && f.source.address == client.ip(family)).collect();
             let [f] = found.as_slice() else { panic!("{protocol}: {found:?} in {flows:?}") };
@@ -148,7 +148,7 @@ fn every_kind_of_flow_expires_by_its_own_option() {
         ("flow-timeout-tcp-open", "tcp", "opening"),
         ("flow-timeout-tcp", "tcp", "established"),
     ];
-    let is = |f: &FlowEntry, protocol: &str, state: &str| f.state == state && f.protocol.trim_end_matches('6') == protocol;
+    let is = |f: &FlowEntry, protocol: &str, state: &str| f.state == state && f.protocol.trim_end_matches("v6") == protocol;
     let families = |flows: &[FlowEntry], protocol: &str, state: &str| {
         [4, 6].map(|family| flows.iter().filter(|f| f.family == family && is(f, protocol, state)).count() > 0)
     };
