@@ -37,6 +37,16 @@ pub enum Status {
 }
 
 /// Status of every key, for waiting.
+impl Status {
+    /// It was tried as of this table revision, and is done or failed.
+    pub fn tried(&self, revision: Revision) -> bool {
+        match self {
+            Self::Begun => false,
+            Self::Done(at) | Self::Failed(at, _) => *at >= revision,
+        }
+    }
+}
+
 pub type Statuses<K> = watch::Receiver<Arc<BTreeMap<K, Status>>>;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);

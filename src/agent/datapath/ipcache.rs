@@ -32,9 +32,7 @@ impl IpcacheReconciler {
 
     /// Waits until every endpoint that there is has its row as of a revision, or cannot have it.
     async fn rows_written(&self, after: Revision) {
-        let written = |s: &Arc<BTreeMap<EndpointId, Status>>| {
-            s.values().all(|s| matches!(s, Status::Done(at) | Status::Failed(at, _) if *at >= after))
-        };
+        let written = |s: &Arc<BTreeMap<EndpointId, Status>>| s.values().all(|s| s.tried(after));
         // It ends with the agent.
         let _ = self.endpoints.clone().wait_for(written).await;
     }

@@ -280,10 +280,7 @@ fn mounted_namespace(fd: i32) -> Option<String> {
 async fn realised(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
     let mut statuses = agent.endpoint_status.clone();
     let id = accepted.record.id;
-    let settled = statuses.wait_for(|s| match s.get(&id) {
-        Some(Status::Done(revision) | Status::Failed(revision, _)) => *revision >= accepted.revision,
-        Some(Status::Begun) | None => false,
-    });
+    let settled = statuses.wait_for(|s| s.get(&id).is_some_and(|s| s.tried(accepted.revision)));
     let late = |_| Failure::timeout(format!("endpoint {id} is not ready after {PATIENCE:?}; see `pilus endpoint log {id}`"));
     let failure = {
         let seen = tokio::time::timeout(PATIENCE, settled).await.map_err(late)?;
@@ -315,13 +312,7 @@ async fn known_to_all(agent: &Agent, accepted: &Accepted) -> Result<(), Failure>
 async fn rows_written(agent: &Agent, revision: Revision) -> Result<(), Failure> {
     let live: Vec<_> = agent.facts.snapshot().rows.keys().copied().collect();
     let mut statuses = agent.endpoint_status.clone();
-    let settled = statuses.wait_for(|s| {
-        live.iter().all(|id| match s.get(id) {
-            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= revision,
-            Some(Status::Begun) => false,
-            None => true,
-        })
-    });
+    let settled = statuses.wait_for(|s| live.iter().all(|id| s.get(id).is_none_or(|s| s.tried(revision))));
     drop(settled.await.map_err(|_| Failure::failed("the agent is stopping"))?);
     Ok(())
 }

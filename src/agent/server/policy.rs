@@ -5,7 +5,6 @@ use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
 use crate::control::Event;
-use crate::reconcile::Status;
 use crate::state::RuleSet;
 use axum::Json;
 use axum::extract::{Query, State};
@@ -102,10 +101,7 @@ async fn addresses_told_apart(agent: &Agent) {
     let wanted = agent.readers.ipcache.snapshot();
     let mut statuses = agent.ipcache_status.clone();
     let done = statuses.wait_for(|s| {
-        let there = wanted.rows.keys().all(|k| match s.get(k) {
-            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= wanted.revision,
-            _ => false,
-        });
+        let there = wanted.rows.keys().all(|k| s.get(k).is_some_and(|s| s.tried(wanted.revision)));
         there && s.len() == wanted.rows.len()
     });
     // It ends with the agent.

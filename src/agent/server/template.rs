@@ -127,8 +127,7 @@ pub async fn apply(State(agent): State<App>) -> Result<Json<TemplateResult>, Fai
     let rows = agent.readers.endpoints.snapshot().rows;
     let settled = statuses.wait_for(|s| {
         rows.keys().all(|id| match s.get(id) {
-            Some(Status::Done(at) | Status::Failed(at, _)) => *at >= revision,
-            Some(Status::Begun) => false,
+            Some(status) => status.tried(revision),
             None => !agent.readers.endpoints.snapshot().rows.contains_key(id),
         })
     });
