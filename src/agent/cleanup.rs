@@ -5,6 +5,7 @@ use crate::datapath::host::{HOST_DEVICE, NET_DEVICE};
 use crate::datapath::sysctl::Sysctls;
 use crate::options::Options;
 use pilus_loader::bpffs::BpfFs;
+use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir};
 use pilus_loader::netlink::{Netlink, ROUTE_PROTOCOL, RouteSpec};
 use pilus_model::abi::IFINDEX_BASE;
@@ -45,8 +46,13 @@ async fn links(netlink: &Netlink, done: &mut Vec<String>, failed: &mut Vec<Strin
         Ok(all) => all,
         Err(e) => return failed.push(e.to_string()),
     };
+    // On the node's own devices others may have a filter in the same place.
+    let is_ours = |index| {
+        let program = hook::tc_info(index, Dir::Ingress)?.map(Program::by_id).transpose()?.flatten();
+        Ok::<_, pilus_loader::Error>(program.is_some_and(|p| p.name == "from_netdev"))
+    };
     for link in all.iter().filter(|l| l.index < IFINDEX_BASE) {
-        match hook::detach_tc(link.index, Dir::Ingress, false) {
+        match is_ours(link.index).and_then(|ours| if ours { hook::detach_tc(link.index, Dir::Ingress, false) } else { Ok(false) }) {
             Ok(true) => done.push(format!("removed filter of {}", link.name)),
             Ok(false) => {}
             Err(e) => failed.push(e.to_string()),
