@@ -78,9 +78,10 @@ impl Devices {
             let forwarding: Vec<String> = names.iter().cloned().chain([host::HOST_DEVICE.to_owned()]).collect();
             self.sysctls.forward(&forwarding, self.ipv4)?;
         }
-        let bpf = self.routing == HostRouting::Bpf;
+        // What has no Ethernet header (a tunnel, a serial line) is the stack's: programs look for addresses behind one.
+        let past_stack: Vec<&LinkInfo> = links.iter().filter(|l| self.routing == HostRouting::Bpf && l.mac.is_some()).collect();
         let mut slots: BTreeMap<u32, u32> = tables.device.entries()?.into_iter().map(|(k, v)| (k.ifindex, v.slot)).collect();
-        let gone: Vec<u32> = slots.keys().copied().filter(|i| !bpf || !links.iter().any(|l| l.index == *i)).collect();
+        let gone: Vec<u32> = slots.keys().copied().filter(|i| !past_stack.iter().any(|l| l.index == *i)).collect();
         for index in gone {
             // No new flow takes it; then the old ones are routed anew.
             tables.device.delete(&DeviceKey { ifindex: index })?;
@@ -90,7 +91,7 @@ impl Devices {
             self.detach(fs, index)?;
         }
         let addresses = netlink.addresses().await?;
-        for link in links.iter().filter(|_| bpf) {
+        for link in past_stack {
             let slot = match slots.get(&link.index) {
                 Some(slot) => *slot,
                 None => (SLOT_DEVICES..SLOT_FIRST).find(|s| !slots.values().any(|used| used == s)).ok_or(DeviceError::TooMany)?,
