@@ -113,7 +113,7 @@ fn is_closing(flow: &Flow) -> bool {
     flow.flags & FLOW_RST != 0 || flow.flags & both == both
 }
 
-/// Idle limit of an entry, jiffies. The kernel side decides the same in `lib/ct.h`.
+/// Idle limit of an entry, jiffies. The kernel side decides the same in `lib/ct_entry.h`.
 pub fn idle_limit(flow: &Flow, proto: u8, t: &FlowTimeouts) -> u32 {
     match proto {
         _ if flow.flags & FLOW_DENY != 0 => t.deny,

@@ -80,7 +80,8 @@ impl Sysctls {
             self.set(&format!("ipv4/conf/{device}/forwarding"), "1")?;
         }
         if self.read("ipv6/conf/all/forwarding")?.is_some_and(|v| v == "0") {
-            let all = std::fs::read_dir(self.root.join("ipv6/conf")).map_err(|e| self.record_error(e))?;
+            let all = std::fs::read_dir(self.root.join("ipv6/conf"))
+                .map_err(|source| SysctlError::Setting { name: "ipv6/conf".to_owned(), source })?;
             for entry in all.filter_map(Result::ok) {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let accepts = format!("ipv6/conf/{name}/accept_ra");
