@@ -174,7 +174,7 @@ async fn listen(at: Option<SocketAddr>) -> Result<Option<TcpListener>, StartErro
     Ok(Some(listener))
 }
 
-/// `Some(N)` of the options as the model names it.
+/// The option as the model names it.
 pub fn enforcement(mode: EnablePolicy) -> EnforcementMode {
     match mode {
         EnablePolicy::Default => EnforcementMode::Default,

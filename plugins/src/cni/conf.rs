@@ -15,6 +15,8 @@ use crate::labels::{POD_NAME, POD_NAMESPACE, Source, label};
 
 /// How long a command waits for an agent that is not there, unless the configuration says otherwise.
 const WAIT: Duration = Duration::from_secs(30);
+/// Longest such wait, seconds: no runtime has more patience.
+const LONGEST_WAIT: u64 = 3600;
 /// What starts the names of endpoints that this plugin made.
 const PREFIX: &str = "cni";
 /// Longest interface name, bytes.
@@ -161,6 +163,9 @@ impl Conf {
         let socket = raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         if !socket.is_absolute() {
             return Err(config(format!("socket `{}`: takes an absolute path", socket.display())));
+        }
+        if let Some(seconds) = raw.wait_seconds.filter(|s| *s > LONGEST_WAIT) {
+            return Err(config(format!("waitSeconds {seconds}: takes 0 to {LONGEST_WAIT}")));
         }
         Ok(Self {
             cni_version,
@@ -356,6 +361,7 @@ mod tests {
         assert_eq!(refused(r#","ipam":{"type":"host-local"}"#), code::UNSUPPORTED);
         assert_eq!(refused(r#","ipv4":"maybe""#), code::CONFIG);
         assert_eq!(refused(r#","socket":"pilus.sock""#), code::CONFIG);
+        assert_eq!(refused(r#","waitSeconds":18446744073709551615"#), code::CONFIG);
         assert_eq!(refused(r#","mtu":"big""#), code::DECODE);
         assert_eq!(refused(r#","cniVersion":"0.2.0""#), code::VERSION);
         assert_eq!(refused(","), code::DECODE);

@@ -28,10 +28,10 @@ fn list<'a>(result: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Vec
 pub fn added(conf: &Conf, attachment: &Attachment, endpoint: &EndpointModel) -> Value {
     let mut result = conf.prev_result.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
     result.insert("cniVersion".into(), conf.cni_version.as_str().into());
-    let [old, new] = ["1.0.0", "1.1.0"].map(|v| conf.version_index() >= super::VERSIONS.iter().position(|w| *w == v).unwrap_or(0));
+    let [untyped, with_mtu] = ["1.0.0", "1.1.0"].map(|v| conf.version_index() >= super::VERSIONS.iter().position(|w| *w == v).unwrap_or(0));
     let mut host = json!({ "name": endpoint.interface.name, "mac": endpoint.interface.host_mac });
     let mut inside = json!({ "name": attachment.ifname, "mac": endpoint.interface.mac, "sandbox": attachment.netns });
-    if new {
+    if with_mtu {
         host["mtu"] = endpoint.interface.mtu.into();
         inside["mtu"] = endpoint.interface.mtu.into();
     }
@@ -43,7 +43,7 @@ pub fn added(conf: &Conf, attachment: &Attachment, endpoint: &EndpointModel) -> 
     for ip in addresses(endpoint) {
         let (version, length, (any, gateway)) = if ip.is_ipv6() { ("6", 128, GATEWAYS[0]) } else { ("4", 32, GATEWAYS[1]) };
         let mut entry = json!({ "address": format!("{ip}/{length}"), "gateway": gateway, "interface": index });
-        if !old {
+        if !untyped {
             entry["version"] = version.into();
         }
         list(&mut result, "ips").into_iter().for_each(|l| l.push(entry.clone()));

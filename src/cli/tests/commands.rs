@@ -130,6 +130,11 @@ fn endpoints_are_deleted() {
     let ran = agent.run(&["endpoint", "delete", "gone", "web"]);
     assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (Some(0), "Deleted endpoint web\n", "note: there is no endpoint gone\n"));
     assert_eq!(agent.json(&["endpoint", "delete", "web"]), json!([{"endpoint": "web", "deleted": true}]));
+    let endless = u64::MAX.to_string();
+    for command in [&["status", "--wait"][..], &["policy", "wait", "1"], &["policy", "import", "-", "--wait"]] {
+        let refused = agent.fails(2, &[command, &["--timeout", &endless]].concat());
+        assert!(refused.contains("--timeout") && refused.contains("3600"), "{refused}");
+    }
     let refused = agent.fails(2, &["endpoint", "delete", "--all"]);
     assert_eq!(refused, "this would disconnect every endpoint of this node; give --yes to do it");
     let ran = agent.run(&["endpoint", "delete", "--all", "--yes"]);

@@ -12,6 +12,9 @@ pub use policy::PolicyCommand;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+/// Longest time that a command waits, seconds. The agent waits no longer either.
+const LONGEST_WAIT: u64 = 3600;
+
 /// Client of pilus-agent: container networking and security with eBPF.
 #[derive(Debug, Parser)]
 #[command(name = "pilus", version, subcommand_required = true, arg_required_else_help = true)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `pilus status`, `bpf`, `monitor` and `template`.
 
-use super::reference;
+use super::{LONGEST_WAIT, reference};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub struct StatusArgs {
     #[arg(long)]
     pub wait: bool,
     /// How long to wait, or for the answer
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=LONGEST_WAIT))]
     pub timeout: u64,
 }
 

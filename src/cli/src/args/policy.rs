@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `pilus policy`.
 
-use super::non_empty;
+use super::{LONGEST_WAIT, non_empty};
 use clap::{Args, Subcommand};
 
 /// `pilus policy`.
@@ -64,7 +64,7 @@ pub enum PolicyCommand {
         /// The revision that an import printed
         revision: u64,
         /// How long to wait
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=LONGEST_WAIT))]
         timeout: u64,
     },
 }
@@ -86,6 +86,6 @@ pub struct ImportArgs {
     #[arg(long)]
     pub wait: bool,
     /// How long to wait
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "wait")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "wait", value_parser = clap::value_parser!(u64).range(..=LONGEST_WAIT))]
     pub timeout: u64,
 }

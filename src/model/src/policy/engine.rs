@@ -237,8 +237,7 @@ impl Engine {
         } else {
             let id = SubjectId(self.next_subject);
             self.next_subject += 1;
-            let selects = |(_, c): &(&u64, &Arc<Compiled>)| c.subject.matches(&subject.labels);
-            let rules: BTreeSet<u64> = self.rules.iter().filter(selects).map(|(seq, _)| *seq).collect();
+            let rules = self.selecting(&subject.labels);
             self.by_labels.insert(id, subject.labels.clone());
             self.by_subject.insert(Arc::clone(&subject), id);
             let groups = Direction::ALL.map(|direction| self.key(direction, &rules, &subject));
@@ -287,8 +286,7 @@ impl Engine {
 
     /// The policy that a subject would have.
     pub(super) fn would_be(&self, subject: &Subject) -> EndpointPolicy {
-        let selects = |(_, c): &(&u64, &Arc<Compiled>)| c.subject.matches(&subject.labels);
-        let rules: BTreeSet<u64> = self.rules.iter().filter(selects).map(|(seq, _)| *seq).collect();
+        let rules = self.selecting(&subject.labels);
         let subject = Arc::new(subject.clone());
         let [egress, ingress] = Direction::ALL.map(|d| Arc::new(self.scope(&self.key(d, &rules, &subject)).policy()));
         EndpointPolicy { ingress, egress }
@@ -447,6 +445,11 @@ impl Engine {
                 peers.rules.insert(stored.seq, Arc::clone(&stored.compiled));
             }
         }
+    }
+
+    /// Rules for endpoints with these labels.
+    fn selecting(&self, labels: &Labels) -> BTreeSet<u64> {
+        self.rules.iter().filter(|(_, c)| c.subject.matches(labels)).map(|(seq, _)| *seq).collect()
     }
 
     fn key(&self, direction: Direction, rules: &BTreeSet<u64>, subject: &Arc<Subject>) -> GroupKey {
