@@ -2,7 +2,8 @@
 /*
  * The host's own side. from_host sees, at the ingress of pilus_net, every packet
  * that the host's stack sends to containers; from_netdev every packet that a
- * device of the node receives.
+ * device of the node receives, from_netdev_stack the same where the stack routes;
+ * to_netdev every packet that leaves by a device.
  */
 #define PILUS_CONFIG "netdev_config.h"
 #include "lib/config.h"
@@ -45,14 +46,60 @@ static __always_inline int is_for_containers(struct __sk_buff *ctx)
 	return e && (e->identity == ID_UNKNOWN || slot_is_container(e->slot));
 }
 
+/* Whether the slow path is to find out if a packet to the node answers a masqueraded one: by its port, or by not having one. */
+static __always_inline int may_be_masked(struct __sk_buff *ctx)
+{
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+	__u32 l4, proto;
+	__be16 dport;
+
+	if (CONFIG_IPV4 && ctx->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)) < 0)
+			return 0;
+		if (ip.frag_off & bpf_htons(IP_FRAGMENT_MASK))
+			return 1;
+		l4 = ETH_HLEN + (ip.vihl & 0xf) * 4;
+		proto = ip.protocol;
+	} else if (ctx->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(ctx, ETH_HLEN, &ip6, sizeof(ip6)) < 0)
+			return 0;
+		l4 = ETH_HLEN + sizeof(ip6);
+		proto = ip6.nexthdr;
+	} else {
+		return 0;
+	}
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
+		return 1;
+	return bpf_skb_load_bytes(ctx, l4 + 2, &dport, 2) == 0 && bpf_ntohs(dport) >= NAT_FIRST;
+}
+
+SEC("tc")
+int from_netdev_stack(struct __sk_buff *ctx)
+{
+	return may_be_masked(ctx) ? go_slow(ctx, FROM_STACK, SLOT_WORLD, 0) : TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int to_netdev(struct __sk_buff *ctx)
+{
+	if (!(ctx->mark & MARK_MASQUERADE))
+		return TC_ACT_UNSPEC;
+	ctx->mark &= ~MARK_MASQUERADE;
+	return go_slow(ctx, TO_NETDEV, SLOT_WORLD, 0);
+}
+
 SEC("tc")
 int from_netdev(struct __sk_buff *ctx)
 {
 	int ret = fast_path(ctx, 0, 0, FROM_NETDEV);
 
 	/* The host's own traffic is none of ours. */
-	if (ret == ACT_MISS)
-		return is_for_containers(ctx) ? go_slow(ctx, FROM_NETDEV, SLOT_WORLD, 0) : TC_ACT_OK;
+	if (ret == ACT_MISS) {
+		if (is_for_containers(ctx))
+			return go_slow(ctx, FROM_NETDEV, SLOT_WORLD, 0);
+		return may_be_masked(ctx) ? go_slow(ctx, FROM_MASKED, SLOT_WORLD, 0) : TC_ACT_UNSPEC;
+	}
 	if (ret != ACT_RECEIVE)
 		return ret;
 	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);

@@ -2,6 +2,7 @@
 /* Every packet that a fast path leaves: one program for containers, host and devices. */
 #define PILUS_CONFIG "slow_config.h"
 #include "lib/config.h"
+#include "lib/nat.h"
 #include "lib/slow.h"
 
 /* Returns ACT_DECIDE for a packet that flow and policy decide about, else what became of it. */
@@ -120,6 +121,20 @@ __noinline int stages_run(struct __sk_buff *ctx, struct packet *p, __u32 from, _
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
+	if (from == TO_NETDEV)
+		return masquerade(ctx, p);
+	if (from == FROM_MASKED || from == FROM_STACK) {
+		ret = unmasquerade(ctx, p);
+		if (ret != ACT_DECIDE)
+			return ret;
+		if (from == FROM_STACK)
+			return ACT_PASS;
+		/* Another packet from here on. */
+		__builtin_memset(p, 0, sizeof(*p));
+		p->state = FLOW_STATE_NONE;
+		p->dir = DIR_INGRESS;
+		from = FROM_NETDEV;
+	}
 	if (from == FROM_CONTAINER) {
 		row = endpoint_row(slot);
 		if (!row || !(row->flags & EP_VALID) || row->ifindex != ctx->ifindex)
@@ -135,7 +150,8 @@ SEC("tc")
 int slow_path(struct __sk_buff *ctx)
 {
 	__u32 from = ctx->cb[CB_FROM] & 0xff, reason = ctx->cb[CB_FROM] >> 8 & 0xff, slot = ctx->cb[CB_SLOT];
-	struct packet p = { .state = FLOW_STATE_NONE, .dir = from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS };
+	struct packet p = { .state = FLOW_STATE_NONE,
+			    .dir = from == FROM_CONTAINER || from == TO_NETDEV ? DIR_EGRESS : DIR_INGRESS };
 	int ret;
 
 	if (from == FROM_RECEIVE)
@@ -143,6 +159,8 @@ int slow_path(struct __sk_buff *ctx)
 	else
 		p.src_slot = (__u16)slot;
 	ret = reason ? -(int)reason : stages_run(ctx, &p, from, slot);
+	if (ret == ACT_PASS)
+		return TC_ACT_UNSPEC;
 	ret = finish(ctx, &p, ret);
 	if (ret != ACT_RECEIVE)
 		return ret;

@@ -19,6 +19,7 @@ enum {
 	RULE_RECORDS = 0x10000,
 	EVENT_PAYLOAD = 0x80,
 	REASON_EVENT_LOST = 0x1,
+	NAT_FIRST = 0xee48,
 };
 
 enum {
@@ -38,6 +39,7 @@ enum {
 	EP_VERDICT = 0x100,
 	EP_DROPS = 0x200,
 	EP_ROUTE = 0x400,
+	EP_MASQUERADE = 0x800,
 };
 
 enum {
@@ -52,6 +54,7 @@ enum {
 	FLOW_PROXY = 0x100,
 	FLOW_NAT = 0x200,
 	FLOW_AUX = 0x400,
+	FLOW_MASQUERADE = 0x800,
 	FLOW_SLOW = 0x7b0,
 };
 
@@ -66,6 +69,7 @@ enum {
 
 enum {
 	MARK_MASK = 0xf00,
+	MARK_MASQUERADE = 0x100,
 };
 
 enum {
@@ -143,6 +147,8 @@ enum {
 	DROP_FLOW_INSERT_FAILED = 155,
 	DROP_INVALID_EXTENSION_HEADER = 156,
 	DROP_FRAGMENT = 157,
+	DROP_NAT_NO_MAPPING = 161,
+	DROP_NAT_UNSUPPORTED = 162,
 	DROP_POLICY_DENY = 181,
 	DROP_FRAGMENT_UNKNOWN = 188,
 	DROP_TTL_EXCEEDED = 196,
@@ -262,7 +268,7 @@ struct flow {
 	__u16 ep[2]; /* Endpoint slot to deliver direction 0 and 1 to. */
 	__u32 epoch; /* Sum of both endpoints' epochs when the verdict was taken. */
 	__u16 flags; /* FLOW_* flags. */
-	__u16 aux; /* Index of a NAT, proxy or service record, 0 none (room for services, NAT46, L7, affinity, DSR). */
+	__be16 aux; /* A masqueraded flow's other port, as it stands in packets; else index of a record, 0 none (room for services, L7, affinity, DSR). */
 };
 _Static_assert(sizeof(struct flow) == 40, "flow");
 _Static_assert(__builtin_offsetof(struct flow, bytes) == 0, "flow.bytes");
@@ -444,6 +450,14 @@ struct device_entry {
 _Static_assert(sizeof(struct device_entry) == 4, "device_entry");
 _Static_assert(__builtin_offsetof(struct device_entry, slot) == 0, "device_entry.slot");
 _Static_assert(sizeof(((struct device_entry *)0)->slot) == 4, "device_entry.slot size");
+
+/* A prefix that knows containers by their own addresses. */
+struct direct_entry {
+	__u32 unused;
+};
+_Static_assert(sizeof(struct direct_entry) == 4, "direct_entry");
+_Static_assert(__builtin_offsetof(struct direct_entry, unused) == 0, "direct_entry.unused");
+_Static_assert(sizeof(((struct direct_entry *)0)->unused) == 4, "direct_entry.unused size");
 
 /* Names the datagram that a fragment is of (RFC 791, RFC 8200). */
 struct frag_key {

@@ -86,6 +86,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } device SEC(".maps");
 
+/* Prefixes that containers meet under their own addresses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct ipcache_lpm_key);
+	__type(value, struct direct_entry);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} direct SEC(".maps");
+
 /* First fragments that were let through. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -269,7 +269,7 @@ __noinline int answer_error(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
 			.ip = { .vihl = 0x45,
 				.ttl = 64,
 				.protocol = IPPROTO_ICMP,
-				.saddr = router->ip4,
+				.saddr = p->masked == MASKED_NODE ? p->daddr[0] : router->ip4,
 				.daddr = p->saddr[0] },
 			.icmp = { .type = mtu ? ICMP_UNREACHABLE : ICMP_TIME_EXCEEDED,
 				  .code = mtu ? ICMP_FRAGMENTATION_NEEDED : 0,
@@ -293,7 +293,7 @@ __noinline int answer_error(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
 		};
 
 		h.ip.payload_len = bpf_htons(sizeof(h.icmp) + len);
-		__builtin_memcpy(h.ip.saddr, router->ip6, 16);
+		__builtin_memcpy(h.ip.saddr, p->masked == MASKED_NODE ? p->daddr : router->ip6, 16);
 		__builtin_memcpy(h.ip.daddr, p->saddr, 16);
 		sum = csum_pseudo6(h.ip.saddr, sizeof(h.icmp) + len, IPPROTO_ICMPV6, 0);
 		sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), sum);

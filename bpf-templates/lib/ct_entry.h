@@ -51,6 +51,8 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 	/* Without branches: each would have the verifier look twice at all that follows. */
 	side = p->side & 1;
 	mask = 0 - side;
+	if (p->masked)
+		flags |= FLOW_MASQUERADE;
 	h.flags = (__u16)(flags | flow_tcp_flags(p) | side * FLOW_OPENER_B);
 	h.bytes[0] = bytes & ~mask;
 	h.bytes[1] = bytes & mask;

@@ -55,8 +55,11 @@ static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, s
 					int from)
 {
 	__u32 len = ctx->len;
-	int ret = deliver(ctx, dst, flow_to(h, side), from != FROM_HOST);
+	int ret;
 
+	if (from == FROM_CONTAINER)
+		ctx->mark |= (h->flags & FLOW_MASQUERADE) / FLOW_MASQUERADE * MARK_MASQUERADE;
+	ret = deliver(ctx, dst, flow_to(h, side), from != FROM_HOST);
 	if (ret < 0)
 		return ACT_MISS;
 	flow_account(h, side, len);

@@ -38,6 +38,7 @@ enum {
 	ACT_MISS = 0x100,    /* the fast path leaves it to the slow one */
 	ACT_RECEIVE = 0x101, /* tail call receive[cb[0]] */
 	ACT_DECIDE = 0x102,  /* flow and policy decide */
+	ACT_PASS = 0x103,    /* none of ours */
 };
 
 /* __sk_buff.cb: what a tail call hands over. */
@@ -53,6 +54,9 @@ enum {
 	FROM_HOST = 1,
 	FROM_RECEIVE = 2, /* a delivery that fails; cb[CB_SLOT]: receiver */
 	FROM_NETDEV = 3,  /* a device of the node */
+	FROM_MASKED = 4,  /* a device of the node, to the node's address: an answer to what was masqueraded, maybe */
+	FROM_STACK = 5,	  /* the same, to be routed by the stack */
+	TO_NETDEV = 6,	  /* a container's, about to leave by a device */
 };
 
 /* packet.kind */
@@ -67,6 +71,12 @@ enum {
 	FRAG_NONE = 0,
 	FRAG_FIRST = 1,
 	FRAG_LATER = 2, /* ports and flags are those of the first */
+};
+
+/* packet.masked */
+enum {
+	MASKED_FLOW = 1, /* its flow leaves under the node's address */
+	MASKED_NODE = 2, /* it came to the node's address, and its sender knows no other */
 };
 
 struct packet {
@@ -86,17 +96,17 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 hops;   /* TTL or hop limit */
-	__u8 kind;   /* PKT_* */
-	__u8 state;  /* FLOW_STATE_* */
-	__u8 dir;    /* side whose decision counts: DIR_* */
-	__u8 point;  /* trace point */
-	__u8 flags;  /* EVENT_* flags found on the way */
-	__u8 side;   /* 0: the sender is side A of its flow */
-	__u8 frag;   /* FRAG_* */
-	__u8 l4_len; /* TCP, UDP, SCTP: length of the header */
-	__u8 whole;  /* routers must not cut it */
-	__u8 pad;
+	__u8 hops;     /* TTL or hop limit */
+	__u8 kind;     /* PKT_* */
+	__u8 state;    /* FLOW_STATE_* */
+	__u8 dir;      /* side whose decision counts: DIR_* */
+	__u8 point;    /* trace point */
+	__u8 flags;    /* EVENT_* flags found on the way */
+	__u8 side;     /* 0: the sender is side A of its flow */
+	__u8 frag;     /* FRAG_* */
+	__u8 l4_len;   /* TCP, UDP, SCTP: length of the header */
+	__u8 whole;    /* routers must not cut it */
+	__u8 masked;   /* MASKED_* */
 	__u32 frag_id; /* as it stands in the header */
 	__u32 l4;      /* what policy is asked: match << 8 | protocol */
 };

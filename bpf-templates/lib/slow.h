@@ -96,6 +96,21 @@ __noinline int resolve(struct __sk_buff *ctx, struct packet *p)
 	return 0;
 }
 
+/* Whether a flow that this packet opens leaves under the node's address. */
+__noinline int is_masked(struct packet *p)
+{
+	struct endpoint *world = endpoint_row(SLOT_WORLD);
+	struct ipcache_lpm_key key = {};
+
+	if (!p || !world || !(world->flags & EP_MASQUERADE) || !slot_is_container(p->src_slot) ||
+	    !slot_is_world(p->dst_slot))
+		return 0;
+	key.prefixlen = p->family == 4 ? 64 : 160;
+	key.family = p->family;
+	__builtin_memcpy(key.addr, p->daddr, 16);
+	return !bpf_map_lookup_elem(&direct, &key);
+}
+
 /*
  * The flow stage, then policy. Invariants: epochs are read before the policies
  * that they vouch for; only a SYN, or a packet that policy admits, creates an
@@ -129,6 +144,8 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 	    !flow_is_expired(h, p->proto))
 		same = 1;
 
+	if (same && h && h->flags & FLOW_MASQUERADE)
+		p->masked = MASKED_FLOW;
 	if (same && h && !syn) {
 		reply = !!(h->flags & FLOW_OPENER_B) != p->side;
 		p->state = reply ? FLOW_STATE_REPLY : FLOW_STATE_ESTABLISHED;
@@ -168,6 +185,7 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 		return ret;
 	}
 	p->state = same ? FLOW_STATE_REOPENED : FLOW_STATE_NEW;
+	p->masked = is_masked(p) ? MASKED_FLOW : 0;
 	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
 }
 
@@ -229,6 +247,7 @@ __noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packe
 		}
 	}
 	q->family = p->family;
+	q->l4_off = (__u16)off;
 	if (q->proto == IPPROTO_TCP || q->proto == IPPROTO_UDP || q->proto == IPPROTO_SCTP) {
 		if (bpf_skb_load_bytes(ctx, off, l4, 8) < 0)
 			return -DROP_TRUNCATED_L4;
@@ -299,6 +318,8 @@ __noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
 	} else if (h->flags & FLOW_DENY) {
 		return -DROP_REVOKED;
 	}
+	if (h->flags & FLOW_MASQUERADE)
+		p->masked = MASKED_FLOW;
 	return 0;
 }
 
@@ -381,5 +402,7 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 		p->point = p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
 	else
 		p->point = dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
+	if (p->masked && slot_is_container(p->src_slot))
+		ctx->mark |= MARK_MASQUERADE;
 	return deliver_any(ctx, dst, p->dst_slot, hop);
 }

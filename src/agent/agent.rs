@@ -3,11 +3,12 @@
 
 use crate::control::{Event, Initial, Readers, World};
 use crate::datapath::Tables;
-use crate::datapath::devices::{DeviceError, Devices};
+use crate::datapath::devices::{DeviceError, DevicePrograms, Devices};
 use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
 use crate::datapath::gc::FlowKeeper;
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
+use crate::datapath::nat;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{ProgramError, Programs, Shape, embedded};
 use crate::datapath::rows::RowWriter;
@@ -196,6 +197,7 @@ impl Agent {
         let kernel = probe::Features::probe()?;
         let netlink = Netlink::new()?;
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
+        nat::set_direct(&tables, &options.masquerade_exclude)?;
         let flows = FlowKeeper::new(Arc::clone(&tables), options.flow_timeouts)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
@@ -239,6 +241,7 @@ impl Agent {
         let devices = Devices {
             names: options.devices.clone(),
             routing: options.host_routing,
+            masquerade: options.masquerade,
             ipv4: options.enable_ipv4,
             attach_mode: options.attach_mode,
             tcx: kernel.tcx,
@@ -373,9 +376,14 @@ impl Agent {
     }
 
     async fn set_up_devices(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
-        let program = shape.program("from_netdev").map_err(|e| StartError::Program(e.to_string()))?;
+        let program = |name| shape.program(name).map_err(|e| StartError::Program(e.to_string()));
+        let programs = DevicePrograms {
+            from_netdev: program("from_netdev")?,
+            from_netdev_stack: program("from_netdev_stack")?,
+            to_netdev: program("to_netdev")?,
+        };
         let devices = self.devices.lock().await;
-        let names = devices.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, program).await?;
+        let names = devices.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, programs).await?;
         tracing::debug!(?names, "devices");
         Ok(())
     }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Removes everything that Pilus ever made on the node, by what is there and not by what is remembered.
 
+use crate::datapath::devices::has_our_filter;
 use crate::datapath::host::{HOST_DEVICE, NET_DEVICE};
 use crate::datapath::sysctl::Sysctls;
 use crate::options::Options;
 use pilus_loader::bpffs::BpfFs;
-use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir};
 use pilus_loader::netlink::{Netlink, ROUTE_PROTOCOL, RouteSpec};
 use pilus_model::abi::IFINDEX_BASE;
@@ -46,13 +46,9 @@ async fn links(netlink: &Netlink, done: &mut Vec<String>, failed: &mut Vec<Strin
         Ok(all) => all,
         Err(e) => return failed.push(e.to_string()),
     };
-    // On the node's own devices others may have a filter in the same place.
-    let is_ours = |index| {
-        let program = hook::tc_info(index, Dir::Ingress)?.map(Program::by_id).transpose()?.flatten();
-        Ok::<_, pilus_loader::Error>(program.is_some_and(|p| p.name == "from_netdev"))
-    };
-    for link in all.iter().filter(|l| l.index < IFINDEX_BASE) {
-        match is_ours(link.index).and_then(|ours| if ours { hook::detach_tc(link.index, Dir::Ingress, false) } else { Ok(false) }) {
+    let nodes_own = all.iter().filter(|l| l.index < IFINDEX_BASE);
+    for (link, dir) in nodes_own.flat_map(|l| [(l, Dir::Ingress), (l, Dir::Egress)]) {
+        match has_our_filter(link.index, dir).and_then(|ours| if ours { hook::detach_tc(link.index, dir, false) } else { Ok(false) }) {
             Ok(true) => done.push(format!("removed filter of {}", link.name)),
             Ok(false) => {}
             Err(e) => failed.push(e.to_string()),

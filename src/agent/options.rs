@@ -57,6 +57,10 @@ raw_options! {
     device: Vec<String> = "PILUS_DEVICE";
     /// bpf: containers' packets pass the host's stack and its netfilter by; stack: they go through both [default: bpf]
     host_routing: String = "PILUS_HOST_ROUTING";
+    /// What containers open with the world leaves under the address of the device that it leaves by [default: true]
+    masquerade: bool = "PILUS_MASQUERADE";
+    /// Prefixes that know containers by their own addresses; repeatable [default: none]
+    masquerade_exclude: Vec<String> = "PILUS_MASQUERADE_EXCLUDE";
     /// Overlay between nodes: disabled [default: disabled]
     tunnel: String = "PILUS_TUNNEL";
     /// MTU of containers, bytes [default: 1500, or the smallest of the default route's device]
@@ -235,6 +239,8 @@ pub struct Options {
     /// Empty: the default route's.
     pub devices: Vec<String>,
     pub host_routing: HostRouting,
+    pub masquerade: bool,
+    pub masquerade_exclude: Vec<pilus_model::prefix::Prefix>,
     pub mtu: Option<u16>,
     pub endpoint_build: EndpointBuild,
     pub attach_mode: AttachMode,
@@ -314,11 +320,18 @@ impl Options {
         if !(1024..=16 << 20).contains(&flow_table_size) {
             return Err(bad("flow-table-size", format!("{flow_table_size}: takes 1024 to {}", 16 << 20)));
         }
-        let devices: Vec<String> =
-            raw.device.into_iter().flatten().flat_map(|d| d.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
+        // In the environment they stand behind one another, with commas.
+        let list = |given: Option<Vec<String>>| -> Vec<String> {
+            given.into_iter().flatten().flat_map(|d| d.split(',').map(|p| p.trim().to_owned()).collect::<Vec<_>>()).collect()
+        };
+        let devices = list(raw.device);
         if let Some(name) = devices.iter().find(|d| d.is_empty() || d.len() > 15 || d.contains(['/', ' '])) {
             return Err(bad("device", format!("`{name}` is no name of a device")));
         }
+        let excluded = list(raw.masquerade_exclude)
+            .into_iter()
+            .map(|text| pilus_model::prefix::Prefix::with_length(&text).map_err(|e| bad("masquerade-exclude", e.to_string())));
+        let masquerade_exclude = excluded.collect::<Result<Vec<_>, _>>()?;
         let mut flow_timeouts = Timeouts::default();
         let given = [
             ("flow-timeout-tcp", raw.flow_timeout_tcp),
@@ -353,6 +366,8 @@ impl Options {
             enable_ipv4: raw.enable_ipv4.unwrap_or(true),
             devices,
             host_routing: parse("host-routing", raw.host_routing, "bpf")?,
+            masquerade: raw.masquerade.unwrap_or(true),
+            masquerade_exclude,
             mtu: raw.mtu,
             endpoint_build: parse("endpoint-build", raw.endpoint_build, "shared")?,
             attach_mode: parse("attach-mode", raw.attach_mode, "auto")?,

@@ -12,7 +12,7 @@ use pilus_tests::world::Family::{self, V4};
 use pilus_tests::world::Who::{self, A, B, C, Host};
 
 /// A part of datagram `id`, `offset` bytes (a multiple of 8) into it.
-fn part(packet: Packet, id: u16, offset: u16, more: bool) -> Packet {
+pub fn part(packet: Packet, id: u16, offset: u16, more: bool) -> Packet {
     packet.with(|p| match &p.net {
         pilus_tests::packet::Net::V4(_) => p.v4(|ip| (ip.id, ip.frag) = (id, (offset / 8) | if more { 0x2000 } else { 0 })),
         _ => p.v6(|ip| ip.ext.push(Ext::Fragment { offset: offset / 8, more, id: u32::from(id) })),

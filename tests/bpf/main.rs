@@ -11,6 +11,7 @@ mod gateway;
 mod host;
 mod malformed;
 mod mtu;
+mod nat;
 mod policy;
 mod reasons;
 mod related;

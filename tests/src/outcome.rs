@@ -5,6 +5,7 @@ use pilus_model::abi::{DropReason, Event, EventKind, FLOW_FIN_A, FLOW_FIN_B, FLO
 use std::collections::BTreeMap;
 use zerocopy::FromBytes;
 
+pub const TC_ACT_UNSPEC: u32 = u32::MAX;
 pub const TC_ACT_OK: u32 = 0;
 pub const TC_ACT_SHOT: u32 = 2;
 pub const TC_ACT_REDIRECT: u32 = 7;
@@ -54,6 +55,8 @@ pub struct Outcome {
     pub retval: u32,
     /// The packet afterwards.
     pub out: Vec<u8>,
+    /// The packet's mark afterwards.
+    pub mark: u32,
     pub events: Vec<Seen>,
     /// Counters that moved, by how much.
     pub counts: Counts,

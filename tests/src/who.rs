@@ -34,6 +34,17 @@ pub const POLICY_FREE: u32 = 20;
 /// Idle time of every flow, jiffies.
 pub const IDLE: u32 = 10_000_000;
 
+/// Device of the node that leads to the world.
+pub const OUTER: u32 = 1;
+
+/// The node's own address on [`OUTER`].
+pub fn node_ip(family: Family) -> IpAddr {
+    match family {
+        V4 => Ipv4Addr::new(192, 0, 2, 33).into(),
+        V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x21).into(),
+    }
+}
+
 impl Who {
     pub const CONTAINERS: [Who; 3] = [A, B, C];
     pub const ALL: [Who; 5] = [A, B, C, Host, Outside];

@@ -29,6 +29,8 @@ pub struct World<'a> {
     pub frag: PinnedMap<FragKey, FragEntry>,
     pub ipcache: PinnedMap<IpcacheKey, IpcacheEntry>,
     pub ipcache_lpm: PinnedMap<IpcacheLpmKey, IpcacheEntry>,
+    pub device: PinnedMap<DeviceKey, DeviceEntry>,
+    pub direct: PinnedMap<IpcacheLpmKey, DirectEntry>,
     pub timeouts: PinnedMap<u32, FlowTimeouts>,
     pub rule_count: PercpuMap<Counter>,
     pub metrics: PercpuMap<Counter>,
@@ -44,8 +46,9 @@ pub struct World<'a> {
 fn sizes() -> [(&'static str, u32); 8] {
     let small = 4096;
     [
-        (map::FLOW4, small),
-        (map::FLOW6, small),
+        // More than there are ports for masqueraded flows.
+        (map::FLOW4, 4 * small),
+        (map::FLOW6, 4 * small),
         (map::POLICY, small),
         (map::RULE_RECORD, small),
         (map::RULE_COUNT, small),
@@ -88,6 +91,8 @@ impl<'a> World<'a> {
             frag: open(sandbox, map::FRAG),
             ipcache: open(sandbox, map::IPCACHE),
             ipcache_lpm: open(sandbox, map::IPCACHE_LPM),
+            device: open(sandbox, map::DEVICE),
+            direct: open(sandbox, map::DIRECT),
             timeouts: open(sandbox, map::TIMEOUTS),
             rule_count: percpu(map::RULE_COUNT),
             metrics: percpu(map::METRICS),
@@ -111,6 +116,8 @@ impl<'a> World<'a> {
         clear(&self.frag);
         clear(&self.ipcache);
         clear(&self.ipcache_lpm);
+        clear(&self.device);
+        clear(&self.direct);
         for who in Who::ALL {
             self.endpoint.put(&who.slot(), &who.row(flags)).expect("row");
             if who != Who::World {
@@ -135,6 +142,19 @@ impl<'a> World<'a> {
         let from_host = [rule(8080, 8080, TCP, 0, 7), rule(8, 8, ICMP, 0, 8), rule(128, 128, ICMPV6, 0, 9)];
         self.rules(POLICY_A_IN, DIR_INGRESS, Host.identity(), &from_host);
         self.drain();
+    }
+
+    /// Has the node masquerade what leaves by [`OUTER`], under its own addresses there.
+    pub fn masquerade(&self) {
+        let (ip4, ip6) = (node_ip(Family::V4), node_ip(Family::V6));
+        let row = self.endpoint.get(&SLOT_HOST).expect("row").expect("row");
+        let flags = EP_VALID | EP_ROUTE | EP_DROPS | EP_MASQUERADE;
+        self.endpoint.put(&SLOT_DEVICES, &Endpoint { flags, ip4: words(ip4)[0], ip6: words(ip6), ..row }).expect("row");
+        self.device.put(&DeviceKey { ifindex: OUTER }, &DeviceEntry { slot: SLOT_DEVICES }).expect("device");
+        self.change(Who::World, |row| row.flags |= EP_MASQUERADE);
+        for ip in [ip4, ip6] {
+            self.announce(ip, Host.identity(), SLOT_HOST);
+        }
     }
 
     /// Puts an address into the exact ipcache.
@@ -195,11 +215,15 @@ impl<'a> World<'a> {
 
     /// What packets of `via` meet first: those of the world come in by a device of the node, unless the host's stack sends them.
     pub fn entry(&self, via: Who) -> &Program {
-        let name = match via {
-            Who::World => "from_netdev",
-            Who::Host => "from_host",
-            container => return self.program(container, "from_container"),
-        };
+        match via {
+            Who::World => self.of_device("from_netdev"),
+            Who::Host => self.of_device("from_host"),
+            container => self.program(container, "from_container"),
+        }
+    }
+
+    /// One of the programs of the node's own devices.
+    pub fn of_device(&self, name: &str) -> &Program {
         self.netdev.programs.iter().find(|p| p.name == name).expect(name)
     }
 
@@ -212,7 +236,7 @@ impl<'a> World<'a> {
 
     /// The context of packets that `via` sends.
     pub fn context_of(via: Who) -> [u8; 192] {
-        Self::context(if via.is_container() { via.ifindex() } else { 1 })
+        Self::context(if via.is_container() { via.ifindex() } else { OUTER })
     }
 
     /// Completes the Ethernet header as the sender would, where the row left it open.
@@ -251,7 +275,8 @@ impl<'a> World<'a> {
             *now = (now.0 - packets, now.1 - bytes);
         }
         counts.retain(|_, v| *v != (0, 0));
-        Outcome { retval: run.retval, out: run.data_out, events: self.drain(), counts }
+        let mark = run.ctx_out.map_or(0, |c| u32::from_ne_bytes([c[8], c[9], c[10], c[11]]));
+        Outcome { retval: run.retval, out: run.data_out, mark, events: self.drain(), counts }
     }
 
     /// Sends a packet.
@@ -284,8 +309,7 @@ impl<'a> World<'a> {
 
     /// The kernel's clock of flow entries.
     pub fn jiffies(&self) -> u32 {
-        let clock = self.netdev.programs.iter().find(|p| p.name == "flow_clock").expect("flow_clock");
-        clock.test_run(&[0; 64], None, 1).expect("flow_clock").retval
+        self.of_device("flow_clock").test_run(&[0; 64], None, 1).expect("flow_clock").retval
     }
 
     /// Reads, changes or deletes (by None) the entry of a packet's flow; its flags are those of the kernel.

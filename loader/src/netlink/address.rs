@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
@@ -30,6 +30,14 @@ pub(super) fn parse(message: &AddressMessage) -> Option<Address> {
     Some((message.header.index, local.or(address)?, message.header.prefix_len))
 }
 
+fn lasts(message: &AddressMessage) -> bool {
+    let flags = message.attributes.iter().find_map(|a| if let AddressAttribute::Flags(f) = a { Some(*f) } else { None });
+    let flags = flags.unwrap_or(AddressFlags::from_bits_retain(message.header.flags.bits().into()));
+    // For IPv6 the kernel calls temporary addresses secondary (RFC 8981).
+    let passing = AddressFlags::Secondary | AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    message.header.scope == AddressScope::Universe && !flags.intersects(passing)
+}
+
 fn message(index: u32, ip: IpAddr, plen: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(ip);
@@ -50,6 +58,17 @@ impl Netlink {
                 _ => None,
             })
             .collect())
+    }
+
+    /// Those that a device may speak to the world by for long: of global scope, known to be nobody else's, neither secondary,
+    /// temporary nor deprecated.
+    pub async fn lasting_addresses(&self) -> Result<Vec<Address>> {
+        let all = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), &what("list", "addresses")).await?;
+        let of = |m: &RouteNetlinkMessage| match m {
+            RouteNetlinkMessage::NewAddress(m) if lasts(m) => parse(m),
+            _ => None,
+        };
+        Ok(all.iter().filter_map(of).collect())
     }
 
     /// Gives a device an address; Ok(false) if it has it. `nodad`: an IPv6 address can be used at once, without a search for

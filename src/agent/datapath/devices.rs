@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node's own devices: what leads out of the node, and past the host's stack where that is wanted.
 
-use super::host::attach;
+use super::host::{Hook, attach};
 use super::rows::RowWriter;
 use super::sysctl::{SysctlError, Sysctls};
 use super::{Tables, host};
@@ -12,7 +12,8 @@ use pilus_loader::hook::{self, Dir};
 use pilus_loader::netlink::{LinkInfo, Netlink};
 use pilus_model::abi::*;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -31,14 +32,36 @@ pub struct Devices {
     /// Empty: the default route's.
     pub names: Vec<String>,
     pub routing: HostRouting,
+    /// What containers open with the world leaves under the device's addresses.
+    pub masquerade: bool,
     pub ipv4: bool,
     pub attach_mode: AttachMode,
     pub tcx: bool,
     pub sysctls: Sysctls,
 }
 
-fn pin_name(ifindex: u32) -> String {
-    format!("device{ifindex}")
+/// Programs of devices.
+#[derive(Clone, Copy, Debug)]
+pub struct DevicePrograms<'a> {
+    pub from_netdev: &'a Program,
+    pub from_netdev_stack: &'a Program,
+    pub to_netdev: &'a Program,
+}
+
+impl DevicePrograms<'_> {
+    /// Their names, as the kernel cuts them.
+    pub const NAMES: [&'static str; 3] = ["from_netdev", "from_netdev_sta", "to_netdev"];
+}
+
+/// Whether the filter in our place is ours: on the node's own devices it may be another's.
+pub fn has_our_filter(ifindex: u32, dir: Dir) -> Result<bool, pilus_loader::Error> {
+    let program = hook::tc_info(ifindex, dir)?.map(Program::by_id).transpose()?.flatten();
+    Ok(program.is_some_and(|p| DevicePrograms::NAMES.contains(&p.name.as_str())))
+}
+
+fn pin(fs: &BpfFs, ifindex: u32, dir: Dir) -> PathBuf {
+    let name = if dir == Dir::Ingress { format!("device{ifindex}") } else { format!("device{ifindex}-out") };
+    fs.links().join(name)
 }
 
 impl Devices {
@@ -70,7 +93,7 @@ impl Devices {
         tables: &Tables,
         rows: &RowWriter,
         netlink: &Netlink,
-        from_netdev: &Program,
+        programs: DevicePrograms<'_>,
     ) -> Result<Vec<String>, DeviceError> {
         let links = self.wanted(netlink).await?;
         let names: Vec<String> = links.iter().map(|l| l.name.clone()).collect();
@@ -79,19 +102,22 @@ impl Devices {
             self.sysctls.forward(&forwarding, self.ipv4)?;
         }
         // What has no Ethernet header (a tunnel, a serial line) is the stack's: programs look for addresses behind one.
-        let past_stack: Vec<&LinkInfo> = links.iter().filter(|l| self.routing == HostRouting::Bpf && l.mac.is_some()).collect();
+        let past_stack = self.routing == HostRouting::Bpf;
+        let hooked: Vec<&LinkInfo> = links.iter().filter(|l| (past_stack || self.masquerade) && l.mac.is_some()).collect();
         let mut slots: BTreeMap<u32, u32> = tables.device.entries()?.into_iter().map(|(k, v)| (k.ifindex, v.slot)).collect();
-        let gone: Vec<u32> = slots.keys().copied().filter(|i| !past_stack.iter().any(|l| l.index == *i)).collect();
+        let gone: Vec<u32> = slots.keys().copied().filter(|i| !hooked.iter().any(|l| l.index == *i)).collect();
         for index in gone {
             // No new flow takes it; then the old ones are routed anew.
             tables.device.delete(&DeviceKey { ifindex: index })?;
             if let Some(slot) = slots.remove(&index) {
                 rows.clear(&tables.endpoint, slot)?;
             }
-            self.detach(fs, index)?;
+            detach(fs, index, Dir::Ingress)?;
+            detach(fs, index, Dir::Egress)?;
         }
-        let addresses = netlink.addresses().await?;
-        for link in past_stack {
+        let way = if past_stack { EP_ROUTE } else { 0 } | if self.masquerade { EP_MASQUERADE } else { 0 };
+        let addresses = netlink.lasting_addresses().await?;
+        for link in hooked {
             let slot = match slots.get(&link.index) {
                 Some(slot) => *slot,
                 None => (SLOT_DEVICES..SLOT_FIRST).find(|s| !slots.values().any(|used| used == s)).ok_or(DeviceError::TooMany)?,
@@ -99,9 +125,9 @@ impl Devices {
             slots.insert(link.index, slot);
             let of_link = || addresses.iter().filter(|(index, ..)| *index == link.index).map(|(_, ip, _)| *ip);
             let ip4 = of_link().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip.octets()) } else { None }).unwrap_or_default();
-            let global = |ip: &std::net::Ipv6Addr| !ip.is_unicast_link_local();
-            let ip6 = of_link().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip).filter(global) } else { None });
-            let ip6 = ip6.map(|ip| ip.octets()).unwrap_or_default();
+            let all6: Vec<Ipv6Addr> = of_link().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }).collect();
+            // One that everybody can answer, if there is one.
+            let ip6 = all6.iter().find(|ip| !ip.is_unique_local()).or(all6.first()).map(|ip| ip.octets()).unwrap_or_default();
             let row = Endpoint {
                 ifindex: link.index,
                 mac: link.mac.unwrap_or_default(),
@@ -109,28 +135,31 @@ impl Devices {
                 identity: Reserved::World.raw(),
                 policy_in: POLICY_OPEN,
                 policy_out: POLICY_OPEN,
-                flags: EP_VALID | EP_ROUTE | EP_DROPS,
+                flags: EP_VALID | EP_DROPS | way,
                 ip4: Be32::from_wire(ip4),
                 ip6: std::array::from_fn(|i| Be32::from_wire([ip6[4 * i], ip6[4 * i + 1], ip6[4 * i + 2], ip6[4 * i + 3]])),
                 mtu: link.mtu.min(u32::from(u16::MAX)) as u16,
                 ..Endpoint::default()
             };
             rows.write(&tables.endpoint, slot, row)?;
-            attach(&fs.links().join(pin_name(link.index)), link.index, from_netdev, self.attach_mode, self.tcx, false)?;
+            let hang = |dir, program| {
+                attach(Hook { pin: &pin(fs, link.index, dir), ifindex: link.index, dir, ours: false }, program, self.attach_mode, self.tcx)
+            };
             tables.device.put(&DeviceKey { ifindex: link.index }, &DeviceEntry { slot })?;
+            // Nothing is marked for translation before something translates.
+            if self.masquerade {
+                hang(Dir::Egress, programs.to_netdev)?;
+            }
+            hang(Dir::Ingress, if past_stack { programs.from_netdev } else { programs.from_netdev_stack })?;
+            if !self.masquerade {
+                detach(fs, link.index, Dir::Egress)?;
+            }
         }
-        let routed = if slots.is_empty() { 0 } else { EP_ROUTE };
+        let way = if slots.is_empty() { 0 } else { way };
         if let Some(world) = tables.endpoint.get(&SLOT_WORLD)? {
-            rows.write(&tables.endpoint, SLOT_WORLD, Endpoint { flags: world.flags & !EP_ROUTE | routed, ..world })?;
+            rows.write(&tables.endpoint, SLOT_WORLD, Endpoint { flags: world.flags & !(EP_ROUTE | EP_MASQUERADE) | way, ..world })?;
         }
         Ok(names)
-    }
-
-    fn detach(&self, fs: &BpfFs, ifindex: u32) -> Result<(), DeviceError> {
-        hook::detach_tcx(&fs.links().join(pin_name(ifindex)))?;
-        // The qdisc may have others' filters.
-        hook::detach_tc(ifindex, Dir::Ingress, false)?;
-        Ok(())
     }
 
     /// Has every flow with the world routed anew.
@@ -141,4 +170,13 @@ impl Devices {
         }
         Ok(())
     }
+}
+
+/// Takes our program, and nobody else's, from a device.
+fn detach(fs: &BpfFs, ifindex: u32, dir: Dir) -> Result<(), DeviceError> {
+    hook::detach_tcx(&pin(fs, ifindex, dir))?;
+    if has_our_filter(ifindex, dir)? {
+        hook::detach_tc(ifindex, dir, false)?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! The flow table's keeper: idle times, removal of what is closed or expired before the kernel has to evict, and listing.
 
 use super::Tables;
+use super::nat::{self, Mapped};
 use pilus_loader::collection::Program;
 use pilus_loader::{Error, clock};
 use pilus_model::abi::*;
@@ -249,13 +250,14 @@ impl FlowKeeper {
         let before = self.stats();
         let (mut present, mut grown, mut removed) = ([0; 2], [0; 2], [0; 3]);
         for family in 0..2 {
-            let (seen, expired, closed) = self.pass(family, now, &limits)?;
+            let pass = if family == 0 { Self::pass::<FlowKey4> } else { Self::pass::<FlowKey6> };
+            let (seen, expired, closed) = pass(self, now, &limits)?;
             present[family] = seen - expired - closed;
             grown[family] = if before.sweeps == 0 { 0 } else { seen.saturating_sub(before.present[family]) };
             removed[0] += expired;
             removed[1] += closed;
             if present[family] * 100 > before.capacity[family] * PRESSURE {
-                let (seen, expired, closed) = self.pass(family, now, &pressed(&limits))?;
+                let (seen, expired, closed) = pass(self, now, &pressed(&limits))?;
                 present[family] = seen - expired - closed;
                 removed[2] += expired + closed;
             }
@@ -273,40 +275,57 @@ impl FlowKeeper {
     }
 
     /// One pass over a table: entries seen, and removed as expired and as closed.
-    fn pass(&self, family: usize, now: u32, limits: &FlowTimeouts) -> Result<(u64, u64, u64), Error> {
-        let mut seen = 0;
-        let (mut expired4, mut closed4, mut expired6, mut closed6) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let old = |flow: &Flow, proto| idle(flow, now) > idle_limit(flow, proto, limits);
-        let closed = |flow: &Flow, proto| proto == 6 && is_closing(flow);
-        let removed = if family == 0 {
-            self.tables.flow4.each(|k, v| {
-                seen += 1;
-                if old(&v.h, k.proto) {
-                    if closed(&v.h, k.proto) { &mut closed4 } else { &mut expired4 }.push(k);
+    fn pass<K: Mapped>(&self, now: u32, limits: &FlowTimeouts) -> Result<(u64, u64, u64), Error> {
+        let table = K::table(&self.tables);
+        let (mut seen, mut expired, mut closed, mut mapped) = (0, Vec::new(), Vec::new(), Vec::new());
+        table.each(|key, entry| {
+            seen += 1;
+            let (flow, proto) = (K::flow(&entry), key.proto());
+            if flow.flags & FLOW_NAT != 0 {
+                // It lives as long as the container's flow does. Younger ones have theirs.
+                if idle(flow, now) > limits.tcp_closing {
+                    mapped.push((key, *flow));
                 }
-            })?;
-            [self.tables.flow4.delete_batch(&expired4)?, self.tables.flow4.delete_batch(&closed4)?]
-        } else {
-            self.tables.flow6.each(|k, v| {
-                seen += 1;
-                if old(&v.h, k.proto) {
-                    if closed(&v.h, k.proto) { &mut closed6 } else { &mut expired6 }.push(k);
-                }
-            })?;
-            [self.tables.flow6.delete_batch(&expired6)?, self.tables.flow6.delete_batch(&closed6)?]
-        };
+            } else if idle(flow, now) > idle_limit(flow, proto, limits) {
+                if proto == 6 && is_closing(flow) { &mut closed } else { &mut expired }.push(key);
+            }
+        })?;
+        let mut removed = [table.delete_batch(&expired)?, table.delete_batch(&closed)?];
+        let mut orphans = Vec::new();
+        for (key, flow) in mapped {
+            if !nat::is_used(&self.tables, &key, &flow)? {
+                orphans.push(key);
+            }
+        }
+        removed[0] += table.delete_batch(&orphans)?;
         Ok((seen, removed[0] as u64, removed[1] as u64))
     }
 
-    /// Removes every flow, or those of one slot: each next packet is judged anew. How many there were.
+    /// Has every flow, or those of one slot, judged anew with its next packet. How many there were.
     pub fn flush(&self, slot: Option<u16>) -> Result<u64, Error> {
-        let concerned = |flow: &Flow| slot.is_none_or(|slot| flow.ep.contains(&slot));
-        let (mut keys4, mut keys6) = (Vec::new(), Vec::new());
-        self.tables.flow4.each(|k, v| keys4.extend(concerned(&v.h).then_some(k)))?;
-        self.tables.flow6.each(|k, v| keys6.extend(concerned(&v.h).then_some(k)))?;
-        let removed = (self.tables.flow4.delete_batch(&keys4)? + self.tables.flow6.delete_batch(&keys6)?) as u64;
-        lock(&self.stats).flushed += removed;
-        Ok(removed)
+        let flushed = self.forget::<FlowKey4>(slot)? + self.forget::<FlowKey6>(slot)?;
+        lock(&self.stats).flushed += flushed;
+        Ok(flushed)
+    }
+
+    fn forget<K: Mapped>(&self, slot: Option<u16>) -> Result<u64, Error> {
+        let table = K::table(&self.tables);
+        let (mut keys, mut masqueraded) = (Vec::new(), Vec::new());
+        table.each(|key, entry| {
+            let flow = K::flow(&entry);
+            if flow.flags & FLOW_NAT != 0 || slot.is_some_and(|slot| !flow.ep.contains(&slot)) {
+                return;
+            }
+            if flow.flags & FLOW_MASQUERADE != 0 { masqueraded.push((key, entry)) } else { keys.push(key) }
+        })?;
+        let flushed = masqueraded.len() as u64;
+        // The other side knows its port, so that one stays; no epoch is half of all away.
+        for (key, mut entry) in masqueraded {
+            let flow = K::flow_mut(&mut entry);
+            flow.epoch = flow.epoch.wrapping_add(1 << 31);
+            table.put(&key, &entry)?;
+        }
+        Ok(flushed + table.delete_batch(&keys)? as u64)
     }
 }
 

@@ -40,7 +40,8 @@ impl HostSide {
     ) -> Result<u32, Error> {
         let (host, net, mac) = self.devices(netlink).await?;
         self.rows(tables, rows, host, mac)?;
-        attach(&fs.links().join(HOST_PIN), net, from_host, self.attach_mode, self.tcx, true)?;
+        let pin = fs.links().join(HOST_PIN);
+        attach(Hook { pin: &pin, ifindex: net, dir: Dir::Ingress, ours: true }, from_host, self.attach_mode, self.tcx)?;
         netlink.set_up(net).await?;
         netlink.set_up(host).await?;
         netlink.add_address(host, IpAddr::V6(self.router_v6), 128, true).await?;
@@ -103,33 +104,43 @@ impl HostSide {
         };
         rows.write(&tables.endpoint, SLOT_HOST, host)?;
         // Who asks for routes is decided with the devices.
-        let routed = tables.endpoint.get(&SLOT_WORLD)?.map_or(0, |w| w.flags & EP_ROUTE);
+        let routed = tables.endpoint.get(&SLOT_WORLD)?.map_or(0, |w| w.flags & (EP_ROUTE | EP_MASQUERADE));
         let world = Endpoint { identity: Reserved::World.raw(), flags: host.flags | routed, ..host };
         rows.write(&tables.endpoint, SLOT_WORLD, world)?;
         Ok(())
     }
 }
 
-/// Hangs a program on the ingress of a device that lives long, or swaps it in place: there is no hurry that would ask for
-/// clsact first. `ours`: nobody else has filters there, so that the qdisc can go with ours.
-pub fn attach(pin: &Path, ifindex: u32, program: &Program, mode: AttachMode, tcx: bool, ours: bool) -> Result<(), Error> {
+/// Where a program hangs that lives long: its pin as a tcx link, the device, the direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook<'a> {
+    pub pin: &'a Path,
+    pub ifindex: u32,
+    pub dir: Dir,
+    /// Nobody else has filters on the device, so that the qdisc can go with ours.
+    pub ours: bool,
+}
+
+/// Hangs a program on a device, or swaps it in place: there is no hurry that would ask for clsact first.
+pub fn attach(at: Hook<'_>, program: &Program, mode: AttachMode, tcx: bool) -> Result<(), Error> {
+    let Hook { pin, ifindex, dir, ours } = at;
     if let Some(link) = hook::tcx_info(pin)? {
         if link.ifindex == ifindex && mode != AttachMode::Tc {
             if link.prog_id == program.id || hook::update_tcx(pin, program)? == TcxUpdate::Updated {
                 return Ok(());
             }
         } else if link.ifindex == ifindex {
-            hook::attach_tc(program, ifindex, Dir::Ingress)?;
+            hook::attach_tc(program, ifindex, dir)?;
         }
         hook::detach_tcx(pin)?;
     }
     if tcx && mode != AttachMode::Tc {
-        tokio::task::block_in_place(|| hook::attach_tcx(program, ifindex, Dir::Ingress, pin))?;
-        hook::detach_tc(ifindex, Dir::Ingress, ours)?;
+        tokio::task::block_in_place(|| hook::attach_tcx(program, ifindex, dir, pin))?;
+        hook::detach_tc(ifindex, dir, ours)?;
         return Ok(());
     }
-    if hook::tc_info(ifindex, Dir::Ingress)? != Some(program.id) {
-        hook::attach_tc(program, ifindex, Dir::Ingress)?;
+    if hook::tc_info(ifindex, dir)? != Some(program.id) {
+        hook::attach_tc(program, ifindex, dir)?;
     }
     Ok(())
 }

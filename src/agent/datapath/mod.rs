@@ -6,6 +6,7 @@ pub mod endpoints;
 pub mod gc;
 pub mod host;
 pub mod ipcache;
+pub mod nat;
 pub mod policies;
 pub mod programs;
 pub mod rows;
@@ -26,6 +27,7 @@ pub struct Tables {
     pub ipcache: PinnedMap<abi::IpcacheKey, abi::IpcacheEntry>,
     pub ipcache_lpm: PinnedMap<abi::IpcacheLpmKey, abi::IpcacheEntry>,
     pub device: PinnedMap<abi::DeviceKey, abi::DeviceEntry>,
+    pub direct: PinnedMap<abi::IpcacheLpmKey, abi::DirectEntry>,
     pub metrics: PercpuMap<abi::Counter>,
     pub timeouts: PinnedMap<u32, abi::FlowTimeouts>,
     pub receive: ProgArray,
@@ -45,6 +47,7 @@ impl Tables {
             ipcache: PinnedMap::open(fs, map::IPCACHE)?,
             ipcache_lpm: PinnedMap::open(fs, map::IPCACHE_LPM)?,
             device: PinnedMap::open(fs, map::DEVICE)?,
+            direct: PinnedMap::open(fs, map::DIRECT)?,
             metrics: PercpuMap::open(fs, map::METRICS)?,
             timeouts: PinnedMap::open(fs, map::TIMEOUTS)?,
             receive: ProgArray::open(fs, map::RECEIVE)?,

@@ -88,7 +88,8 @@ impl Shown<'_> {
 
 fn table(agent: &Agent, now: u32, slot: Option<u16>) -> Result<Vec<FlowEntry>, pilus_loader::Error> {
     let shown = Shown { agent, endpoints: agent.readers.endpoints.snapshot().rows, now, limits: agent.flows.limits() };
-    let concerned = |flow: &Flow| slot.is_none_or(|slot| flow.ep.contains(&slot));
+    // What the world sees of a masqueraded flow is no connection of its own.
+    let concerned = |flow: &Flow| flow.flags & FLOW_NAT == 0 && slot.is_none_or(|slot| flow.ep.contains(&slot));
     let mut all = Vec::new();
     agent.tables.flow4.each(|k, v| {
         if concerned(&v.h) {

@@ -3,13 +3,15 @@
 
 use super::{App, Failure};
 use crate::agent::Agent;
+use crate::datapath::nat::Mapped;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use pilus_api::types::{MapInfo, MapModel};
 use pilus_model::abi::*;
+use pilus_model::endpoint::EndpointId;
 use pilus_model::ipcache::{exact_address, lpm_prefix};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub(super) fn ip4(ip: Be32) -> Ipv4Addr {
     Ipv4Addr::from(ip.get())
@@ -55,6 +57,29 @@ fn flow_row(a: String, b: String, p: u8, ap: Be16, bp: Be16, f: &Flow) -> Vec<St
         names(u64::from(f.flags), FLOW_FLAGS, "FLOW_"),
         f.epoch.to_string(),
     ]
+}
+
+fn nat_rows(agent: &Agent) -> Result<Vec<Vec<String>>, pilus_loader::Error> {
+    let t = &agent.tables;
+    let endpoints = agent.readers.endpoints.snapshot().rows;
+    let name = |slot| endpoints.get(&EndpointId(slot)).map(|s| s.record.name.clone()).unwrap_or_else(|| format!("slot {slot}"));
+    let end = |ip: IpAddr, port: Be16| SocketAddr::new(ip, port.get()).to_string();
+    let mut rows = Vec::new();
+    for (k, v) in t.flow4.entries()? {
+        if let Some(m) = k.mapping(&v.h) {
+            let own = t.endpoint.get(&u32::from(m.slot))?.unwrap_or_default().ip4;
+            let [source, seen, destination] = [(own, m.port), m.outside, m.remote].map(|(ip, port)| end(ip4(ip).into(), port));
+            rows.push(vec![proto(k.proto), name(m.slot), source, seen, destination]);
+        }
+    }
+    for (k, v) in t.flow6.entries()? {
+        if let Some(m) = k.mapping(&v.h) {
+            let own = t.endpoint.get(&u32::from(m.slot))?.unwrap_or_default().ip6;
+            let [source, seen, destination] = [(own, m.port), m.outside, m.remote].map(|(ip, port)| end(ip6(ip).into(), port));
+            rows.push(vec![proto(k.proto), name(m.slot), source, seen, destination]);
+        }
+    }
+    Ok(rows)
 }
 
 fn columns(names: &[&str]) -> Vec<String> {
@@ -115,6 +140,7 @@ fn table(agent: &Agent, name: &str) -> Result<Option<MapModel>, pilus_loader::Er
             }
             (columns(&["POLICY", "DIRECTION", "PEER", "PORTS", "PROTO", "VERDICT", "RULE", "PACKETS", "BYTES"]), rows)
         }
+        "nat" => (columns(&["PROTO", "ENDPOINT", "SOURCE", "SEEN AS", "DESTINATION"]), nat_rows(agent)?),
         "ipcache" => {
             let exact = t.ipcache.entries()?.into_iter().filter_map(|(k, v)| Some((exact_address(&k)?.to_string(), v)));
             let prefixes =
@@ -157,7 +183,7 @@ pub async fn list(State(_): State<App>) -> Json<Vec<MapInfo>> {
 pub async fn show(State(agent): State<App>, Path(name): Path<String>) -> Result<Json<MapModel>, Failure> {
     let text = name.clone();
     let rows = tokio::task::spawn_blocking(move || table(&agent, &text)).await.map_err(Failure::failed)?.map_err(Failure::failed)?;
-    rows.map(Json).ok_or_else(|| Failure::not_found(format!("no table {name}; there are flows, endpoint, policy, ipcache, metrics")))
+    rows.map(Json).ok_or_else(|| Failure::not_found(format!("no table {name}; there are flows, endpoint, policy, ipcache, nat, metrics")))
 }
 
 pub async fn flush(State(agent): State<App>, Path(name): Path<String>) -> Result<StatusCode, Failure> {

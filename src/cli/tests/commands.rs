@@ -170,7 +170,7 @@ fn identities_and_maps() {
     assert_eq!(agent.json(&["identity", "list"])[1], web);
     assert_eq!(agent.ok(&["identity", "get", "4711"]), "ID:     4711\nLabels: k8s:app=web k8s:tier=front\n");
     assert_eq!(agent.json(&["identity", "get", "4711"]), web);
-    for (command, map) in [("policy", "policy"), ("ipcache", "ipcache"), ("endpoint", "endpoint"), ("metrics", "metrics")] {
+    for (command, map) in [("policy", "policy"), ("ipcache", "ipcache"), ("endpoint", "endpoint"), ("nat", "nat"), ("metrics", "metrics")] {
         let model = json!({"name": map, "columns": ["key", "packets in"], "rows": [["a", "1"], ["", "22"]]});
         agent.on(&format!("GET /v1/map/{map}"), 200, &model);
         assert_eq!(agent.ok(&["bpf", command, "list"]), "KEY  PACKETS IN\na    1\n-    22\n");

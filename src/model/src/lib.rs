@@ -6,6 +6,7 @@
 pub mod abi;
 pub mod delta;
 pub mod endpoint;
+pub mod flow;
 pub mod identity;
 pub mod ipcache;
 pub mod label;

@@ -8,6 +8,7 @@ mod disk;
 mod examples;
 mod faults;
 mod labels;
+mod masquerade;
 mod metrics;
 mod monitor;
 mod node;

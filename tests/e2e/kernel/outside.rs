@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 const RANGES: [&str; 4] = ["--ipv6-range", "fd00:7::/64", "--ipv4-range", "10.77.0.0/16"];
 
 fn node(attach: &'static str, more: &[&str]) -> Node {
-    let args = RANGES.iter().chain(more).map(|a| (*a).to_owned()).collect();
+    // The world routes to containers here.
+    let args = RANGES.iter().chain(&["--masquerade", "false"]).chain(more).map(|a| (*a).to_owned()).collect();
     Node::prepare(NodeOptions { attach, args, ..NodeOptions::default() }).expect("node")
 }
 

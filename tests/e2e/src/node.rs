@@ -155,6 +155,11 @@ impl Node {
         self.agent_program = Some(path);
     }
 
+    /// Agents from now on are started with these options.
+    pub fn set_args(&mut self, args: Vec<String>) {
+        self.options.args = args;
+    }
+
     /// Agents from now on find no compiler.
     pub fn without_compiler(&mut self) {
         self.compiler = false;

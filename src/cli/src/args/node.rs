@@ -37,6 +37,9 @@ pub enum BpfCommand {
     /// Rows of endpoints
     #[command(subcommand)]
     Endpoint(ListCommand),
+    /// Masqueraded connections: the container's end, and the node's in its place
+    #[command(subcommand)]
+    Nat(ListCommand),
     /// Counters of packets and drops
     #[command(subcommand)]
     Metrics(ListCommand),

@@ -22,6 +22,7 @@ pub async fn run(client: &Client, out: &mut Output, command: &BpfCommand) -> Res
         BpfCommand::Policy(_) => "policy",
         BpfCommand::Ipcache(_) => "ipcache",
         BpfCommand::Endpoint(_) => "endpoint",
+        BpfCommand::Nat(_) => "nat",
         BpfCommand::Metrics(_) => "metrics",
     };
     out.show(&client.map(map).await?, |out, map| out.table(&map.columns, &map.rows))

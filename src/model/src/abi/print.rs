@@ -71,6 +71,7 @@ pub fn abi_h() -> String {
     structure::<IpcacheEntry>(&mut out);
     structure::<DeviceKey>(&mut out);
     structure::<DeviceEntry>(&mut out);
+    structure::<DirectEntry>(&mut out);
     structure::<FragKey>(&mut out);
     structure::<FragEntry>(&mut out);
     structure::<FlowTimeouts>(&mut out);

@@ -46,6 +46,8 @@ c_consts! {
         EVENT_PAYLOAD = 128;
         /// Counter of events that found no room.
         REASON_EVENT_LOST = 1;
+        /// First port of masqueraded flows, above what Linux takes for the host's own; all up to 65535 are taken.
+        NAT_FIRST = 61000;
     }
 }
 
@@ -74,6 +76,8 @@ c_consts! {
         EP_DROPS = 512;
         /// Row of a device: packets leave by it, past the host's stack. On the world's row: routes are asked for.
         EP_ROUTE = 1024;
+        /// Row of a device: what containers open with the world leaves under its addresses. On the world's row: some device has it.
+        EP_MASQUERADE = 2048;
     }
 }
 
@@ -98,10 +102,12 @@ c_consts! {
         FLOW_AUDIT = 128;
         /// Room for an L7 redirect: `aux` names its record.
         FLOW_PROXY = 256;
-        /// Room for services and NAT: `aux` names its record, the other tuple has an entry of its own.
+        /// A masqueraded flow as the world sees it; the opener is the node. Both slots are the container's, `aux` is its own port.
         FLOW_NAT = 512;
         /// `aux` names a record.
         FLOW_AUX = 1024;
+        /// The opener's packets leave under the node's address. `aux` is the port there, 0 not chosen yet.
+        FLOW_MASQUERADE = 2048;
         /// Any of these sends a packet to the slow path.
         FLOW_SLOW = 16 | 32 | 128 | 256 | 512 | 1024;
     }
@@ -129,6 +135,8 @@ c_consts! {
     /// Packet mark. Bits outside the mask belong to others and are never changed.
     MARKS: u32 {
         MARK_MASK = 0x0f00;
+        /// A container's packet that is to leave under the node's address.
+        MARK_MASQUERADE = 0x0100;
     }
 }
 
@@ -234,6 +242,8 @@ c_enum! {
         FlowInsertFailed = 155, "FLOW_INSERT_FAILED", "Flow table insertion failed";
         InvalidExtensionHeader = 156, "INVALID_EXTENSION_HEADER", "Invalid IPv6 extension header";
         Fragment = 157, "FRAGMENT", "Fragments not supported";
+        NatNoMapping = 161, "NAT_NO_MAPPING", "No mapping for NAT masquerade";
+        NatUnsupported = 162, "NAT_UNSUPPORTED", "Unsupported protocol for NAT masquerade";
         PolicyDeny = 181, "POLICY_DENY", "Policy denied by denylist";
         FragmentUnknown = 188, "FRAGMENT_UNKNOWN", "First fragment not found";
         TtlExceeded = 196, "TTL_EXCEEDED", "TTL exceeded";
@@ -319,8 +329,9 @@ c_struct! {
         epoch: u32,
         /// FLOW_* flags.
         flags: u16,
-        /// Index of a NAT, proxy or service record, 0 none (room for services, NAT46, L7, affinity, DSR).
-        aux: u16,
+        /// A masqueraded flow's other port, as it stands in packets; else index of a record, 0 none (room for services, L7,
+        /// affinity, DSR).
+        aux: Be16,
     }
 }
 
@@ -441,6 +452,13 @@ c_struct! {
     /// The device's row among the endpoints.
     DeviceEntry as "device_entry" {
         slot: u32,
+    }
+}
+
+c_struct! {
+    /// A prefix that knows containers by their own addresses.
+    DirectEntry as "direct_entry" {
+        unused: u32,
     }
 }
 

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Masquerading: what a container opens with the world leaves under the address
+ * of the device that it leaves by. The flow's entry keeps the port in `aux`; the
+ * tuple that the world sees has an entry of its own (FLOW_NAT, opened by the
+ * node), which names the container by its slot, and the container's port.
+ */
+#pragma once
+#include "answer.h"
+#include "ct_entry.h"
+#include "route.h"
+#include "slow.h"
+
+enum {
+	NAT_TRIES = 16, /* ports that a new flow asks for */
+	NAT_PORTS = 65536 - NAT_FIRST,
+	NAT_STEP = 257, /* from one to the next; shares no factor with NAT_PORTS */
+};
+
+/* What one end of a packet becomes. */
+struct nat_end {
+	__be32 addr[4];
+	__be16 port;
+	__u8 dst; /* 1: the receiver's, 0: the sender's */
+	__u8 pad;
+};
+
+/* Offset from the IP header of the receiver's (`dst`) or sender's address. */
+static __always_inline __u32 nat_addr_offset(__u32 family, __u32 dst)
+{
+	return family == 4 ? 12 + dst * 4 : 8 + dst * 16;
+}
+
+/* Offsets from the transport header: of the port of one end, and of the checksum. 0: none, no port is there. */
+static __always_inline __u32 nat_port_offset(__u8 proto, __u32 dst)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP ? dst * 2 : 4;
+}
+
+static __always_inline __u32 nat_check_offset(__u8 proto)
+{
+	return proto == IPPROTO_TCP ? 16 : proto == IPPROTO_UDP ? 6 : 2;
+}
+
+static __always_inline int nat_is_icmp(const struct packet *p)
+{
+	return p->proto == (p->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
+/* Whether the packet's flow is told from others by something that can be rewritten. */
+static __always_inline int nat_has_port(const struct packet *p)
+{
+	if (nat_is_icmp(p))
+		return icmp_is_echo(p->proto, p->icmp_type);
+	return p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP;
+}
+
+/* Rewrites one end of the packet itself. Checksums are corrected by the difference, as offloads need it. */
+__noinline int nat_packet(struct __sk_buff *ctx, struct packet *p, struct nat_end *to)
+{
+	__u32 off, check = 0;
+	__u64 mangled = 0;
+	__be16 old;
+	__be32 *addr;
+	__s64 diff;
+
+	if (!p || !to)
+		return -DROP_WRITE_ERROR;
+	off = ETH_HLEN + nat_addr_offset(p->family, to->dst);
+	addr = to->dst ? p->daddr : p->saddr;
+	if (p->frag != FRAG_LATER) {
+		check = p->l4_off + nat_check_offset(p->proto);
+		mangled = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	}
+	if (p->family == 4) {
+		if (bpf_l3_csum_replace(ctx, ETH_HLEN + 10, addr[0], to->addr[0], 4) < 0)
+			return -DROP_WRITE_ERROR;
+		/* ICMP's checksum covers no address. */
+		if (check && !nat_is_icmp(p) &&
+		    bpf_l4_csum_replace(ctx, check, addr[0], to->addr[0], mangled | BPF_F_PSEUDO_HDR | 4) < 0)
+			return -DROP_WRITE_ERROR;
+		if (bpf_skb_store_bytes(ctx, off, to->addr, 4, 0) < 0)
+			return -DROP_WRITE_ERROR;
+	} else {
+		diff = bpf_csum_diff(addr, 16, to->addr, 16, 0);
+		if (check && bpf_l4_csum_replace(ctx, check, 0, (__u64)diff, mangled | BPF_F_PSEUDO_HDR) < 0)
+			return -DROP_WRITE_ERROR;
+		/* The helper takes the sum over the whole packet for changed, as it is in IPv4 where the IP header evens out. */
+		if (bpf_skb_store_bytes(ctx, off, to->addr, 16, BPF_F_RECOMPUTE_CSUM) < 0)
+			return -DROP_WRITE_ERROR;
+	}
+	if (!check || p->kind == PKT_ERROR)
+		return 0;
+	old = to->dst ? p->dport : p->sport;
+	if (bpf_l4_csum_replace(ctx, check, old, to->port, mangled | 2) < 0 ||
+	    bpf_skb_store_bytes(ctx, p->l4_off + nat_port_offset(p->proto, to->dst), &to->port, 2, 0) < 0)
+		return -DROP_WRITE_ERROR;
+	return 0;
+}
+
+/*
+ * Rewrites one end of the packet that an ICMP error quotes, with the checksums
+ * inside as far as they are quoted (RFC 5508, 4.2), and then the error's own.
+ */
+__noinline int nat_quoted(struct __sk_buff *ctx, struct packet *p, struct packet *q, struct nat_end *to)
+{
+	__be32 *old, was, now;
+	__u32 ip, addr, check_at;
+	__s64 all = 0, cover;
+	__sum16 check;
+
+	if (!p || !q || !to)
+		return -DROP_WRITE_ERROR;
+	ip = p->l4_off + sizeof(struct icmphdr);
+	addr = ip + nat_addr_offset(p->family, to->dst);
+	old = to->dst ? q->daddr : q->saddr;
+	if (p->family == 4) {
+		cover = bpf_csum_diff(old, 4, to->addr, 4, 0);
+		/* The quoted header's own checksum evens out what changes in it. */
+		if (bpf_l3_csum_replace(ctx, ip + 10, old[0], to->addr[0], 4) < 0 ||
+		    bpf_skb_store_bytes(ctx, addr, to->addr, 4, 0) < 0)
+			return -DROP_WRITE_ERROR;
+	} else {
+		cover = bpf_csum_diff(old, 16, to->addr, 16, 0);
+		all = cover;
+		if (bpf_skb_store_bytes(ctx, addr, to->addr, 16, 0) < 0)
+			return -DROP_WRITE_ERROR;
+	}
+	was = to->dst ? q->dport : q->sport;
+	now = to->port;
+	all = bpf_csum_diff(&was, 4, &now, 4, (__wsum)all);
+	cover = bpf_csum_diff(&was, 4, &now, 4, q->proto == IPPROTO_ICMP ? 0 : (__wsum)cover);
+	if (bpf_skb_store_bytes(ctx, q->l4_off + nat_port_offset(q->proto, to->dst), &to->port, 2, 0) < 0)
+		return -DROP_WRITE_ERROR;
+	check_at = q->l4_off + nat_check_offset(q->proto);
+	if (bpf_skb_load_bytes(ctx, check_at, &check, 2) == 0 && (check || q->proto != IPPROTO_UDP)) {
+		was = check;
+		check = csum_fold((__wsum)bpf_csum_diff(0, 0, (__be32 *)&cover, 4, (__u16)~check));
+		if (!check && q->proto == IPPROTO_UDP)
+			check = 0xffff;
+		now = check;
+		all = bpf_csum_diff(&was, 4, &now, 4, (__wsum)all);
+		if (bpf_skb_store_bytes(ctx, check_at, &check, 2, 0) < 0)
+			return -DROP_WRITE_ERROR;
+	}
+	return bpf_l4_csum_replace(ctx, p->l4_off + nat_check_offset(p->proto), 0, (__u64)all, 0) < 0 ?
+		       -DROP_WRITE_ERROR :
+		       0;
+}
+
+static __always_inline void nat_set_port(struct packet *q, __u32 port)
+{
+	q->sport = (__be16)port;
+	if (nat_is_icmp(q))
+		q->dport = (__be16)port;
+}
+
+/* Makes the entry of a tuple that the world sees. Returns 0, or below 0 if somebody has it. */
+__noinline int nat_create(struct packet *q, __u32 slot, __u32 port)
+{
+	struct flow h = { .last = (__u32)bpf_jiffies64(), .aux = (__be16)port };
+
+	if (!q)
+		return -1;
+	h.ep[0] = (__u16)slot;
+	h.ep[1] = (__u16)slot;
+	if (q->family == 4) {
+		struct flow4 f = { .created = h.last };
+		struct flow_key4 key;
+
+		h.flags = FLOW_NAT |
+			  flow_key4_make(&key, q->saddr[0], q->daddr[0], q->sport, q->dport, q->proto) * FLOW_OPENER_B;
+		f.h = h;
+		return (int)bpf_map_update_elem(&flow4, &key, &f, BPF_NOEXIST);
+	} else {
+		struct flow_key6 key;
+		struct flow6 f = {};
+
+		h.flags = FLOW_NAT |
+			  flow_key6_make(&key, q->saddr, q->daddr, q->sport, q->dport, q->proto) * FLOW_OPENER_B;
+		f.h = h;
+		return (int)bpf_map_update_elem(&flow6, &key, &f, BPF_NOEXIST);
+	}
+}
+
+/* The same under one port. Returns as nat_create. */
+__noinline int nat_try(struct packet *q, __u32 slot, __u32 port, __u32 mine)
+{
+	if (!q)
+		return -1;
+	nat_set_port(q, mine);
+	return nat_create(q, slot, port);
+}
+
+/*
+ * Finds the flow that a packet belongs to, or what an error quotes: `q` gets the
+ * tuple, `h` a copy of the entry. That of a translated tuple stays alive by it.
+ * Returns 0, or -1 if there is none.
+ */
+__noinline int nat_find(struct __sk_buff *ctx, struct packet *p, struct packet *q, struct flow *h)
+{
+	struct flow *found;
+
+	if (!p || !q || !h)
+		return -1;
+	if (p->kind == PKT_ERROR) {
+		__builtin_memset(q, 0, sizeof(*q));
+		if (parse_quote(ctx, p, q) < 0)
+			return -1;
+	} else {
+		__builtin_memcpy(q, p, sizeof(*q));
+	}
+	found = flow_find(q);
+	if (!found)
+		return -1;
+	__builtin_memcpy(h, found, sizeof(*h));
+	if (h->flags & FLOW_NAT)
+		WRITE_ONCE(found->last, (__u32)bpf_jiffies64());
+	return 0;
+}
+
+/* Writes the port of the packet's flow. */
+__noinline int nat_keep(struct packet *p, __u32 port)
+{
+	struct flow *h;
+
+	if (!p)
+		return 0;
+	h = flow_find(p);
+	if (h)
+		WRITE_ONCE(h->aux, (__be16)port);
+	return 0;
+}
+
+/* Who has a translated tuple: 1 this flow, 0 nobody, -1 another. That of this flow stays alive by it. */
+__noinline int nat_owner(struct packet *q, __u32 slot, __u32 port)
+{
+	struct flow *h;
+
+	if (!q)
+		return -1;
+	h = flow_find(q);
+	if (!h)
+		return 0;
+	if (!(h->flags & FLOW_NAT) || h->aux != port || h->ep[0] != slot)
+		return -1;
+	WRITE_ONCE(h->last, (__u32)bpf_jiffies64());
+	return 1;
+}
+
+/* Port, big endian, under which the flow `h` of packet `p` leaves from q->saddr, or -DROP_*. Completes `q`. */
+__noinline int nat_port(struct packet *p, struct packet *q, struct flow *h)
+{
+	__u32 slot, start, i, mine, port;
+	int owner;
+
+	if (!p || !q || !h)
+		return -DROP_NAT_NO_MAPPING;
+	slot = flow_from(h, p->side);
+	port = p->sport;
+	mine = h->aux;
+	if (mine) {
+		nat_set_port(q, mine);
+		owner = nat_owner(q, slot, port);
+		/* If it was evicted, the peer knows this port nevertheless. */
+		if (owner > 0 || (!owner && !nat_create(q, slot, port)))
+			return (int)mine;
+	}
+	/* Another packet's search begins elsewhere, also of the same flow. */
+	start = (port * 0x9e3779b1U ^ slot << 16 ^ p->daddr[0] ^ (__u32)bpf_jiffies64()) >> 8;
+#pragma unroll
+	for (i = 0; i < NAT_TRIES; i++) {
+		mine = bpf_htons((__u16)(NAT_FIRST + (start + i * NAT_STEP) % NAT_PORTS));
+		if (!nat_try(q, slot, port, mine)) {
+			nat_keep(p, mine);
+			return (int)mine;
+		}
+	}
+	return -DROP_NAT_NO_MAPPING;
+}
+
+static __always_inline void nat_address(__be32 *addr, const struct endpoint *row, __u32 family)
+{
+	if (family == 4)
+		addr[0] = row->ip4;
+	else
+		__builtin_memcpy(addr, row->ip6, 16);
+}
+
+/* Rewrites one end of a packet; of an ICMP error also the other end of what it quotes. Returns 0 or -DROP_*. */
+__noinline int nat_apply(struct __sk_buff *ctx, struct packet *p, struct packet *q, struct nat_end *to)
+{
+	int ret;
+
+	if (!p || !to)
+		return -DROP_WRITE_ERROR;
+	if (p->kind == PKT_ERROR) {
+		to->dst ^= 1;
+		ret = nat_quoted(ctx, p, q, to);
+		if (ret < 0)
+			return ret;
+		to->dst ^= 1;
+	}
+	return nat_packet(ctx, p, to);
+}
+
+/* A container's packet on its way out of a device of the node. Returns ACT_PASS or -DROP_*. */
+__noinline int masquerade(struct __sk_buff *ctx, struct packet *p)
+{
+	struct device_key key = { .ifindex = ctx->ifindex };
+	struct device_entry *d;
+	struct nat_end to = {};
+	struct endpoint *row;
+	struct packet q;
+	struct flow h;
+	int ret;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	d = bpf_map_lookup_elem(&device, &key);
+	row = d ? endpoint_row(d->slot) : 0;
+	if (!row || !(row->flags & EP_MASQUERADE))
+		return ACT_PASS;
+	ret = parse_l3(ctx, p);
+	if (ret < 0)
+		return ret;
+	nat_address(to.addr, row, p->family);
+	if (!(to.addr[0] | to.addr[1] | to.addr[2] | to.addr[3]) || nat_find(ctx, p, &q, &h) < 0 ||
+	    !(h.flags & FLOW_MASQUERADE))
+		return -DROP_NAT_NO_MAPPING;
+	to.port = h.aux;
+	if (p->kind != PKT_ERROR) {
+		p->side = q.side;
+		p->src_slot = flow_from(&h, q.side);
+		p->dst_slot = flow_to(&h, q.side);
+		p->dst_id = ID_WORLD;
+		row = endpoint_row(p->src_slot);
+		p->src_id = row ? row->identity : ID_UNKNOWN;
+		if (!nat_has_port(p))
+			return -DROP_NAT_UNSUPPORTED;
+		__builtin_memcpy(q.saddr, to.addr, 16);
+		ret = nat_port(p, &q, &h);
+		if (ret < 0)
+			return ret;
+		to.port = (__be16)ret;
+	}
+	ret = nat_apply(ctx, p, &q, &to);
+	return ret < 0 ? ret : ACT_PASS;
+}
+
+/* A packet that a device received for the node itself. Returns ACT_PASS if it is, ACT_DECIDE if it is a container's and now says so. */
+__noinline int unmasquerade(struct __sk_buff *ctx, struct packet *p)
+{
+	struct nat_end to = { .dst = 1 };
+	struct endpoint *row;
+	struct packet q;
+	struct flow h;
+	int ret, error;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	if (parse_l3(ctx, p) < 0 || nat_find(ctx, p, &q, &h) < 0 || !(h.flags & FLOW_NAT))
+		return ACT_PASS;
+	/* The node opened it: an error comes to it and quotes what it sent, all else comes from the other side. */
+	error = p->kind == PKT_ERROR;
+	if ((!!(h.flags & FLOW_OPENER_B) == q.side) != error || (error && !addr_equal(q.saddr, p->daddr)))
+		return ACT_PASS;
+	row = endpoint_row(h.ep[0]);
+	if (!row || !(row->flags & EP_VALID))
+		return -DROP_NO_ENDPOINT;
+	if (!error) {
+		/* Whoever is told of this knows the node, not the container. */
+		p->masked = MASKED_NODE;
+		if (p->hops <= 1)
+			return answer_error(ctx, p, 0);
+		if (p->whole && packet_size(ctx, p) > row->mtu)
+			return answer_error(ctx, p, row->mtu);
+		if (p->frag == FRAG_FIRST)
+			frag_remember(p);
+	}
+	to.port = h.aux;
+	nat_address(to.addr, row, p->family);
+	ret = nat_apply(ctx, p, &q, &to);
+	return ret < 0 ? ret : ACT_DECIDE;
+}
