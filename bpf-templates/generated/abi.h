@@ -534,6 +534,17 @@ _Static_assert(sizeof(((struct flow_timeouts *)0)->other) == 4, "flow_timeouts.o
 _Static_assert(__builtin_offsetof(struct flow_timeouts, deny) == 28, "flow_timeouts.deny");
 _Static_assert(sizeof(((struct flow_timeouts *)0)->deny) == 4, "flow_timeouts.deny size");
 
+/* What traces of established flows leave out. One row. */
+struct reporting {
+	__u32 interval; /* Of each interval of so many jiffies a flow's first packet is reported. Never 0: programs divide by both. */
+	__u32 sample; /* Where all packets are wanted, one of so many of each side. */
+};
+_Static_assert(sizeof(struct reporting) == 8, "reporting");
+_Static_assert(__builtin_offsetof(struct reporting, interval) == 0, "reporting.interval");
+_Static_assert(sizeof(((struct reporting *)0)->interval) == 4, "reporting.interval size");
+_Static_assert(__builtin_offsetof(struct reporting, sample) == 4, "reporting.sample");
+_Static_assert(sizeof(((struct reporting *)0)->sample) == 4, "reporting.sample size");
+
 /* An event: this header, then `EVENT_PAYLOAD` bytes of which `cap` are valid. */
 struct event {
 	__u64 time; /* `CLOCK_MONOTONIC`, ns. */

@@ -123,6 +123,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } timeouts SEC(".maps");
 
+/* What traces of established flows leave out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct reporting);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} reporting SEC(".maps");
+
 /* Events, read by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -2,6 +2,7 @@
 /* The life of flow entries: found, made, idle for too long. */
 #pragma once
 #include "ct.h"
+#include "events.h"
 
 /* Finds the packet's entry and sets p->side. */
 static __noinline struct flow *flow_find(struct packet *p)
@@ -139,6 +140,8 @@ __noinline int flow_seen(struct flow *h, struct packet *p, __u32 bytes)
 		flags |= FLOW_REPLY;
 	if (flags & ~h->flags)
 		h->flags |= flags;
+	else
+		p->quiet = (__u8)event_quiet(h->last, h->packets[p->side & 1]);
 	flow_account(h, p->side, bytes);
 	return 0;
 }

@@ -61,6 +61,20 @@ __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 	return 0;
 }
 
+/*
+ * The EP_TRACE_* for which a packet of an established flow that brings nothing new
+ * is not worth a report. `last`, `nth`: jiffies and number of the one before it.
+ */
+static __always_inline __u32 event_quiet(__u32 last, __u32 nth)
+{
+	__u32 zero = 0, now = (__u32)bpf_jiffies64();
+	struct reporting *r = bpf_map_lookup_elem(&reporting, &zero);
+
+	if (!r || now / r->interval != last / r->interval)
+		return 0;
+	return nth % r->sample ? EP_TRACE_FLOW | EP_TRACE_ALL : EP_TRACE_FLOW;
+}
+
 /* Flags of both ends: what either wants reported. */
 static __always_inline __u32 event_wanted(struct packet *p)
 {

@@ -18,7 +18,7 @@ enum {
 static __always_inline struct endpoint *flow_usable(const struct flow *h, struct endpoint *src, __u32 slot, __u32 side,
 						    int origin)
 {
-	__u32 from = flow_from(h, side), idle = (__u32)bpf_jiffies64() - h->last;
+	__u32 from = flow_from(h, side), idle = (__u32)bpf_jiffies64() - h->last, flags;
 	struct endpoint *dst;
 
 	/* An entry that was idle may have expired: the difference's sign says so, without a branch. */
@@ -40,7 +40,9 @@ static __always_inline struct endpoint *flow_usable(const struct flow *h, struct
 	dst = endpoint_row(flow_to(h, side));
 	if (!src || !dst || !(dst->flags & EP_VALID) || h->epoch != src->epoch + dst->epoch)
 		return 0;
-	if ((src->flags | dst->flags) & (EP_TRACE_ALL | EP_REMOTE))
+	flags = (src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW | EP_REMOTE);
+	/* What comes in the same moment as the packet before it is no news. */
+	if (flags && (flags != EP_TRACE_FLOW || h->last != (__u32)bpf_jiffies64()))
 		return 0;
 	return dst;
 }

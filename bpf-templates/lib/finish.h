@@ -5,8 +5,6 @@
 
 __noinline int finish(struct __sk_buff *ctx, struct packet *p, int ret)
 {
-	__u32 wanted;
-
 	if (!p)
 		return TC_ACT_SHOT;
 	if (ret < 0) {
@@ -16,10 +14,7 @@ __noinline int finish(struct __sk_buff *ctx, struct packet *p, int ret)
 		return TC_ACT_SHOT;
 	}
 	metrics_count(0, p->dir, ctx->len);
-	if (CONFIG_EVENTS) {
-		wanted = event_wanted(p);
-		if (wanted & EP_TRACE_ALL || (wanted & EP_TRACE_FLOW && p->state != FLOW_STATE_ESTABLISHED))
-			event_send(ctx, p, EVENT_TRACE << 8 | p->point);
-	}
+	if (CONFIG_EVENTS && event_wanted(p) & (EP_TRACE_ALL | EP_TRACE_FLOW) & ~(__u32)p->quiet)
+		event_send(ctx, p, EVENT_TRACE << 8 | p->point);
 	return ret;
 }

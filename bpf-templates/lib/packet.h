@@ -107,6 +107,8 @@ struct packet {
 	__u8 l4_len;   /* TCP, UDP, SCTP: length of the header */
 	__u8 whole;    /* routers must not cut it */
 	__u8 masked;   /* MASKED_* */
+	__u8 quiet;    /* EP_TRACE_* that ask for other packets */
+	__u8 pad[3];   /* 0 */
 	__u32 frag_id; /* as it stands in the header */
 	__u32 l4;      /* what policy is asked: match << 8 | protocol */
 };

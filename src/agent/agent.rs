@@ -11,6 +11,7 @@ use crate::datapath::ipcache::IpcacheReconciler;
 use crate::datapath::nat;
 use crate::datapath::policies::PolicyReconciler;
 use crate::datapath::programs::{ProgramError, Programs, Shape, embedded};
+use crate::datapath::reporting::Reporting;
 use crate::datapath::rows::RowWriter;
 use crate::datapath::sysctl::Sysctls;
 use crate::ipam::Ipam;
@@ -88,6 +89,7 @@ pub struct Agent {
     pub policies: Arc<PolicyReconciler>,
     pub tables: Arc<Tables>,
     pub flows: FlowKeeper,
+    pub reporting: Reporting,
     pub programs: Arc<Programs>,
     pub templates: Arc<TemplateStore>,
     pub monitor: Monitor,
@@ -199,6 +201,7 @@ impl Agent {
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
         nat::set_direct(&tables, &options.masquerade_exclude)?;
         let flows = FlowKeeper::new(Arc::clone(&tables), options.flow_timeouts)?;
+        let reporting = Reporting::new(Arc::clone(&tables), options.reporting)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
         let features = Features::default().with("ipv4", options.enable_ipv4);
@@ -284,6 +287,7 @@ impl Agent {
             policies: Arc::clone(&policies),
             tables,
             flows,
+            reporting,
             programs,
             templates,
             monitor,

@@ -2,6 +2,7 @@
 //! Options: a flag, an environment variable and a key of the YAML file, in that order of precedence.
 
 use crate::datapath::gc::{self, Timeouts};
+use crate::datapath::reporting::Settings;
 use clap::Parser;
 use serde::Deserialize;
 use std::fmt;
@@ -95,6 +96,10 @@ raw_options! {
     flow_timeout_other: u32 = "PILUS_FLOW_TIMEOUT_OTHER";
     /// Idle time of flows that policy denies, seconds [default: 60]
     flow_timeout_deny: u32 = "PILUS_FLOW_TIMEOUT_DENY";
+    /// Of each flow of a container with Trace=flow or all, a packet is reported at least once in so many seconds of traffic; 0: not for the time alone [default: 5]
+    trace_interval: u32 = "PILUS_TRACE_INTERVAL";
+    /// With Trace=all, one of so many packets of each side of an established flow is reported [default: 1]
+    trace_sample: u32 = "PILUS_TRACE_SAMPLE";
     /// Address and port for Prometheus, e.g. 127.0.0.1:9780 or [::1]:9780 [default: none]
     metrics_addr: String = "PILUS_METRICS_ADDR";
     /// text or json [default: text]
@@ -248,6 +253,7 @@ pub struct Options {
     pub allow_localhost: AllowLocalhost,
     pub flow_table_size: u32,
     pub flow_timeouts: Timeouts,
+    pub reporting: Settings,
     pub metrics_addr: Option<SocketAddr>,
     pub log_format: LogFormat,
     pub log_level: String,
@@ -350,6 +356,12 @@ impl Options {
                 return Err(bad(key, message));
             }
         }
+        let mut reporting = Settings::default();
+        for (key, value) in [("trace-interval", raw.trace_interval), ("trace-sample", raw.trace_sample)] {
+            if let Some(Some(Err(message))) = value.map(|n| reporting.set(key, &n.to_string())) {
+                return Err(bad(key, message));
+            }
+        }
         let metrics_addr = raw.metrics_addr.filter(|text| !text.is_empty()).map(|text| {
             text.parse().map_err(|_| bad("metrics-addr", format!("`{text}`: takes ADDRESS:PORT, e.g. 127.0.0.1:9780 or [::1]:9780")))
         });
@@ -375,6 +387,7 @@ impl Options {
             allow_localhost: parse("allow-localhost", raw.allow_localhost, "auto")?,
             flow_table_size,
             flow_timeouts,
+            reporting,
             metrics_addr: metrics_addr.transpose()?,
             log_format: parse("log-format", raw.log_format, "text")?,
             log_level: raw.log_level.unwrap_or_else(|| "info".into()),

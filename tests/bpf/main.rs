@@ -4,6 +4,7 @@
 mod budget;
 mod closing;
 mod device;
+mod events;
 mod flow;
 mod fragments;
 mod fuzz;

@@ -32,6 +32,7 @@ pub struct World<'a> {
     pub device: PinnedMap<DeviceKey, DeviceEntry>,
     pub direct: PinnedMap<IpcacheLpmKey, DirectEntry>,
     pub timeouts: PinnedMap<u32, FlowTimeouts>,
+    pub reporting: PinnedMap<u32, Reporting>,
     pub rule_count: PercpuMap<Counter>,
     pub metrics: PercpuMap<Counter>,
     pub receive: ProgArray,
@@ -94,6 +95,7 @@ impl<'a> World<'a> {
             device: open(sandbox, map::DEVICE),
             direct: open(sandbox, map::DIRECT),
             timeouts: open(sandbox, map::TIMEOUTS),
+            reporting: open(sandbox, map::REPORTING),
             rule_count: percpu(map::RULE_COUNT),
             metrics: percpu(map::METRICS),
             receive: ProgArray::open(sandbox.fs(), map::RECEIVE).expect("receive"),
@@ -130,6 +132,7 @@ impl<'a> World<'a> {
         let all =
             FlowTimeouts { tcp: IDLE, tcp_open: IDLE, tcp_closing: IDLE, udp: IDLE, udp_reply: IDLE, icmp: IDLE, other: IDLE, deny: IDLE };
         self.timeouts.put(&0, &all).expect("timeouts");
+        self.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1 }).expect("reporting");
         let from_a = [
             rule(80, 80, TCP, 0, 1),
             rule(53, 53, UDP, 0, 2),

@@ -9,6 +9,7 @@ pub mod ipcache;
 pub mod nat;
 pub mod policies;
 pub mod programs;
+pub mod reporting;
 pub mod rows;
 pub mod sysctl;
 
@@ -30,6 +31,7 @@ pub struct Tables {
     pub direct: PinnedMap<abi::IpcacheLpmKey, abi::DirectEntry>,
     pub metrics: PercpuMap<abi::Counter>,
     pub timeouts: PinnedMap<u32, abi::FlowTimeouts>,
+    pub reporting: PinnedMap<u32, abi::Reporting>,
     pub receive: ProgArray,
 }
 
@@ -50,6 +52,7 @@ impl Tables {
             direct: PinnedMap::open(fs, map::DIRECT)?,
             metrics: PercpuMap::open(fs, map::METRICS)?,
             timeouts: PinnedMap::open(fs, map::TIMEOUTS)?,
+            reporting: PinnedMap::open(fs, map::REPORTING)?,
             receive: ProgArray::open(fs, map::RECEIVE)?,
         })
     }

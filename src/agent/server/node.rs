@@ -76,7 +76,7 @@ fn config_model(agent: &Agent) -> ConfigModel {
         EnforcementMode::Always => "always",
         EnforcementMode::Never => "never",
     };
-    let timeouts = agent.flows.timeouts().list();
+    let numbers: Vec<_> = agent.flows.timeouts().list().into_iter().chain(agent.reporting.settings().list()).collect();
     let fixed = [
         (ENFORCEMENT, mode.to_owned()),
         ("node-name", o.node_name.clone()),
@@ -99,9 +99,9 @@ fn config_model(agent: &Agent) -> ConfigModel {
         ("flow-table-size", agent.tables.flow4.max_entries().to_string()),
         ("metrics-addr", o.metrics_addr.map(|a| a.to_string()).unwrap_or_default()),
     ];
-    let changeable = std::iter::once(ENFORCEMENT).chain(timeouts.iter().map(|(key, _)| *key)).map(str::to_owned).collect();
-    let timeouts = timeouts.into_iter().map(|(key, seconds)| (key, seconds.to_string()));
-    ConfigModel { options: fixed.into_iter().chain(timeouts).map(|(k, v)| (k.to_owned(), v)).collect(), changeable }
+    let changeable = std::iter::once(ENFORCEMENT).chain(numbers.iter().map(|(key, _)| *key)).map(str::to_owned).collect();
+    let numbers = numbers.into_iter().map(|(key, number)| (key, number.to_string()));
+    ConfigModel { options: fixed.into_iter().chain(numbers).map(|(k, v)| (k.to_owned(), v)).collect(), changeable }
 }
 
 pub async fn config(State(agent): State<App>) -> Json<ConfigModel> {
@@ -119,9 +119,11 @@ pub async fn patch_config(State(agent): State<App>, Body(change): Body<ConfigCha
     let mut wanted = None;
     let old = agent.flows.timeouts();
     let mut timeouts = old;
+    let was = agent.reporting.settings();
+    let mut reporting = was;
     // All are checked before one is changed.
     for (key, value) in &change.options {
-        if let Some(set) = timeouts.set(key, value) {
+        if let Some(set) = timeouts.set(key, value).or_else(|| reporting.set(key, value)) {
             set.map_err(|e| Failure::invalid(key, format!("{key} {e}")))?;
             continue;
         }
@@ -134,6 +136,9 @@ pub async fn patch_config(State(agent): State<App>, Body(change): Body<ConfigCha
     }
     if timeouts != old {
         agent.flows.set_timeouts(timeouts).map_err(Failure::failed)?;
+    }
+    if reporting != was {
+        agent.reporting.set(reporting).map_err(Failure::failed)?;
     }
     if let Some(mode) = wanted {
         ask(&agent, |reply| Event::Enforcement(mode, reply)).await?;

@@ -5,14 +5,16 @@ use crate::support::{Talk, policy, until};
 use pilus_api::FlowFilter;
 use pilus_api::types::FlowEvent;
 use pilus_e2e::container::PATIENCE;
-use pilus_e2e::node::command;
+use pilus_e2e::node::{Events, command};
 use pilus_e2e::traffic::ClosedLoop;
 use pilus_e2e::{Container, Family, Node, NodeOptions};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 fn trace(node: &Node, name: &str, options: &[(&str, &str)]) {
@@ -241,4 +243,92 @@ fn a_slow_listener_loses_and_nobody_else() {
             complete = told as f64 == counter;
         }
     }
+}
+
+/// `Trace=flow` tells a flow's beginning, its answer and its end, not what is between; the interval and the sample are live.
+#[test]
+fn aggregated_traces_tell_what_is_new() {
+    let node = Node::start(NodeOptions { args: vec!["--trace-interval".into(), "0".into()], ..NodeOptions::default() }).expect("node");
+    let server = node.add("server", &[]).expect("server");
+    let client = node.add("client", &[]).expect("client");
+    let set = |option: &str| {
+        let (code, out, err) = node.pilus(&["config", option]).expect("pilus");
+        assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    };
+    for family in Family::BOTH {
+        let mut events = node.events(&["trace"]).expect("events");
+        // What this family's flow to a port reported until a packet of `mark` bytes.
+        let told = |events: &mut Events<'_>, port: u16, mark: u16| {
+            let seen = RefCell::new(Vec::new());
+            let ends = format!("udp length {mark}");
+            events
+                .wait("the mark", |e| {
+                    if e.summary.contains(&format!(".{port} ")) {
+                        seen.borrow_mut().push((e.state.clone(), e.summary.clone()));
+                    }
+                    e.summary.ends_with(&ends)
+                })
+                .expect("the mark");
+            seen.into_inner()
+        };
+        let mark = |n: u16| {
+            let at = server.udp(family, 0).expect("bind");
+            client.udp(family, 0).expect("bind").send_to(&vec![0; n.into()], at.local_addr().expect("address")).expect("send");
+            at.recv(&mut [0; 900]).expect("arrives");
+        };
+        trace(&node, "client", &[("Trace", "flow")]);
+        let mut talk = Talk::tcp(&client, &server, family, 80);
+        for n in 0..200 {
+            talk.exchange(n).expect("exchange");
+        }
+        mark(701);
+        let seen = told(&mut events, 80, 701);
+        assert_eq!(seen.len(), 2, "{seen:?}");
+        assert!(
+            seen[0].0 == "new" && seen[0].1.contains("tcp SYN seq") && seen[1].0 == "reply" && seen[1].1.contains("tcp SYN,ACK"),
+            "{seen:?}"
+        );
+
+        // While it goes on, one packet of each second.
+        set("trace-interval=1");
+        let stop = AtomicBool::new(false);
+        let (mut talk, sent) = std::thread::scope(|scope| {
+            let going = scope.spawn(|| {
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    talk.exchange(sent).expect("exchange");
+                    sent += 1;
+                }
+                (talk, sent)
+            });
+            let seen: Vec<_> = (0..2).map(|_| events.wait("an interval", |e| e.summary.contains(".80 ")).map(|e| e.state)).collect();
+            stop.store(true, Ordering::Relaxed);
+            assert!(seen.iter().flatten().all(|s| s == "established" || s == "reply") && seen.iter().all(Result::is_ok), "{seen:?}");
+            going.join().expect("exchange")
+        });
+        mark(702);
+        let more = told(&mut events, 80, 702);
+        assert!(sent > 20 && more.len() < 4, "{sent} packets sent, told {more:?}");
+
+        set("trace-interval=0");
+        set("trace-sample=50");
+        trace(&node, "client", &[("Trace", "all")]);
+        for n in 0..200 {
+            talk.exchange(n).expect("exchange");
+        }
+        drop(talk);
+        mark(703);
+        let seen = told(&mut events, 80, 703);
+        let data = seen.iter().filter(|(_, s)| s.contains("PSH,ACK")).count();
+        assert!((4..=16).contains(&data), "each 50th of 200 packets with data of each side: {data} of {seen:?}");
+        assert!(seen.iter().any(|(_, s)| s.contains("FIN")), "{seen:?}");
+        set("trace-sample=1");
+        set("trace-interval=0");
+        trace(&node, "client", &[("Trace", "off")]);
+    }
+    for (bad, what) in [("trace-interval=-1", "seconds, 0 (never) to"), ("trace-sample=0", "a number of packets, 1 (all) to")] {
+        let (code, _, err) = node.pilus(&["config", "trace-interval=7", bad]).expect("pilus");
+        assert!(code == 1 && err.contains(what), "{err}");
+    }
+    assert!(node.pilus(&["config"]).expect("pilus").1.lines().any(|l| l.starts_with("trace-interval") && l.contains(" 0")));
 }

@@ -37,10 +37,12 @@ pub enum EndpointCommand {
         delete: Vec<String>,
     },
     /// Show or change the options of an endpoint
-    #[command(after_long_help = "Options:\n  Trace=off|flow|all        events for packets that are let through\n  \
+    #[command(
+        after_long_help = "Options:\n  Trace=off|flow|all            events for packets let through: none, what is new about a flow, all\n  \
         DropNotification=true|false   events for dropped packets\n  PolicyVerdict=true|false      events for decisions about new connections\n  \
         PolicyAudit=true|false        report what policy denies, but let it through\n  Build=shared|own              run the shared program or one compiled for it\n\n\
-        Examples:\n  pilus endpoint config web\n  pilus endpoint config web Trace=all PolicyAudit=true")]
+        Examples:\n  pilus endpoint config web\n  pilus endpoint config web Trace=all PolicyAudit=true"
+    )]
     Config {
         /// The endpoint
         #[arg(value_name = "E", value_parser = reference)]

@@ -78,6 +78,7 @@ pub mod map {
     pub const FRAG: &str = "frag";
     pub const METRICS: &str = "metrics";
     pub const TIMEOUTS: &str = "timeouts";
+    pub const REPORTING: &str = "reporting";
     pub const EVENTS: &str = "events";
     pub const RECEIVE: &str = "receive";
     pub const STAGES: &str = "stages";
@@ -115,6 +116,7 @@ pub const MAPS: &[MapDef] = &[
     table::<FragKey, FragEntry>(map::FRAG, MapKind::LruHash, 8192, "First fragments that were let through."),
     array::<Counter>(map::METRICS, MapKind::PercpuArray, 512, "Packets and bytes by reason << 1 | direction; reason 0 is forwarded."),
     array::<FlowTimeouts>(map::TIMEOUTS, MapKind::Array, 1, "Idle times."),
+    array::<Reporting>(map::REPORTING, MapKind::Array, 1, "What traces of established flows leave out."),
     MapDef {
         name: map::EVENTS,
         kind: MapKind::RingBuf,

@@ -75,6 +75,7 @@ pub fn abi_h() -> String {
     structure::<FragKey>(&mut out);
     structure::<FragEntry>(&mut out);
     structure::<FlowTimeouts>(&mut out);
+    structure::<Reporting>(&mut out);
     structure::<Event>(&mut out);
     out
 }

@@ -66,9 +66,9 @@ c_consts! {
         EP_AUDIT_IN = 16;
         /// Egress verdicts are reported, not enforced.
         EP_AUDIT_OUT = 32;
-        /// Report the first packet of each flow and flow changes.
+        /// Report the first packet of each flow, its changes, and one packet of each interval.
         EP_TRACE_FLOW = 64;
-        /// Report every packet.
+        /// Report every packet, or a sample of them.
         EP_TRACE_ALL = 128;
         /// Report every policy verdict.
         EP_VERDICT = 256;
@@ -505,6 +505,16 @@ c_struct! {
         other: u32,
         /// A denied flow.
         deny: u32,
+    }
+}
+
+c_struct! {
+    /// What traces of established flows leave out. One row.
+    Reporting as "reporting" {
+        /// Of each interval of so many jiffies a flow's first packet is reported. Never 0: programs divide by both.
+        interval: u32,
+        /// Where all packets are wanted, one of so many of each side.
+        sample: u32,
     }
 }
 

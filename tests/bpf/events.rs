@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Traces of established flows: what is reported, what is left out, and that nothing is lost without being counted.
+
+use crate::flow::{back, there};
+use pilus_model::abi::*;
+use pilus_tests::outcome::Outcome;
+use pilus_tests::packet::Packet;
+use pilus_tests::scenario::each_build;
+use pilus_tests::wire::{ACK, FIN, RST, SYN};
+use pilus_tests::world::Who::{A, B, C};
+use pilus_tests::world::{Family, IDLE, Who, World};
+
+fn traces(o: &Outcome) -> Vec<FlowState> {
+    o.of_kind(EventKind::Trace).map(|e| e.state()).collect()
+}
+
+/// What a packet is to be reported as.
+fn told(w: &World<'_>, via: Who, packet: Packet, wanted: &[FlowState], what: &str) {
+    let o = w.send(via, packet);
+    assert_eq!((o.retval, o.drops()), (7, vec![]), "{what}, {}: {o}", w.build.as_str());
+    assert_eq!(traces(&o), wanted, "{what}, {}: {o}", w.build.as_str());
+}
+
+/// An interval, in jiffies, that does not end while a test runs, and in which no flow gets too old.
+fn interval(w: &World<'_>) -> u32 {
+    let now = w.jiffies();
+    (IDLE / 4..IDLE / 2).step_by(1000).find(|i| now % i < i - i / 8).expect("an interval")
+}
+
+#[test]
+fn aggregated_traces_tell_what_is_new() {
+    use FlowState::{Established, New, Reply};
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            w.reset(EP_DROPS | EP_TRACE_FLOW);
+            let interval = interval(w);
+            w.reporting.put(&0, &Reporting { interval, sample: 1 }).expect("reporting");
+            told(w, A, there(SYN)(f), &[New], "SYN");
+            told(w, A, there(SYN)(f), &[], "the same SYN again");
+            told(w, B, back(SYN | ACK)(f), &[Reply], "the first answer");
+            for _ in 0..3 {
+                told(w, A, there(ACK)(f), &[], "data");
+                told(w, B, back(ACK)(f), &[], "data back");
+            }
+            let last = w.jiffies().wrapping_sub(interval);
+            assert!(w.edit_flow(&there(ACK)(f), |h| Some(Flow { last, ..h })));
+            told(w, A, there(ACK)(f), &[Established], "the first of an interval");
+            told(w, B, back(ACK)(f), &[], "the second of an interval");
+            told(w, A, there(FIN | ACK)(f), &[Established], "FIN");
+            told(w, A, there(FIN | ACK)(f), &[], "the same FIN again");
+            told(w, B, back(ACK)(f), &[], "data after FIN");
+            told(w, B, back(FIN | ACK)(f), &[Reply], "FIN of the other side");
+            told(w, A, there(ACK)(f), &[], "the last ACK");
+            told(w, A, there(RST)(f), &[Established], "RST");
+            told(w, A, there(RST)(f), &[], "the same RST again");
+            // No interval: age alone is no news. A receiver with a program of its own is no other.
+            w.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1 }).expect("reporting");
+            let udp = || f.ip(A, C).udp(7, 9);
+            told(w, A, udp(), &[New], "UDP");
+            assert!(w.edit_flow(&udp(), |h| Some(Flow { last, ..h })));
+            told(w, A, udp(), &[], "after an interval, without one");
+            told(w, C, f.ip(C, A).udp(9, 7), &[Reply], "the answer");
+            told(w, C, f.ip(C, A).udp(9, 7), &[], "the second answer");
+        }
+    });
+}
+
+#[test]
+fn one_of_so_many_packets_is_told_and_whatever_is_new() {
+    use FlowState::{Established, New, Reply};
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            w.reset(EP_DROPS | EP_TRACE_ALL);
+            w.reporting.put(&0, &Reporting { interval: interval(w), sample: 4 }).expect("reporting");
+            told(w, A, there(SYN)(f), &[New], "SYN");
+            told(w, B, back(SYN | ACK)(f), &[Reply], "the first answer");
+            for n in 1..=12 {
+                let wanted: &[_] = if n % 4 == 0 { &[Established] } else { &[] };
+                told(w, A, there(ACK)(f), wanted, &format!("packet {n}"));
+            }
+            told(w, B, back(ACK)(f), &[], "each side is counted for itself");
+            told(w, A, there(FIN | ACK)(f), &[Established], "FIN");
+        }
+    });
+}
+
+#[test]
+fn one_write_switches_traces_on_and_off() {
+    use FlowState::{Established, New};
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            for (who, flag) in [(A, EP_TRACE_FLOW), (B, EP_TRACE_FLOW), (A, EP_TRACE_ALL), (B, EP_TRACE_ALL)] {
+                w.reset(EP_DROPS);
+                told(w, A, f.ip(A, B).udp(5, 53), &[], "off");
+                told(w, B, f.ip(B, A).udp(53, 5), &[], "off");
+                w.change(who, |row| row.flags |= flag);
+                let all = flag == EP_TRACE_ALL;
+                told(w, A, f.ip(A, B).udp(5, 53), if all { &[Established] } else { &[] }, "a flow that is there");
+                told(w, A, f.ip(A, B).udp(6, 53), &[New], "a new flow");
+                w.change(who, |row| row.flags &= !flag);
+                told(w, A, f.ip(A, B).udp(5, 53), &[], "off again");
+                told(w, A, f.ip(A, B).udp(7, 53), &[], "off again, a new flow");
+            }
+        }
+    });
+}
+
+/// Nobody reads: what finds no room is counted, to the last one.
+#[test]
+fn every_event_is_there_or_counted_as_lost() {
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            w.reset(EP_DROPS);
+            let lost = || (0..2).flat_map(|d| w.metrics.get(REASON_EVENT_LOST << 1 | d).expect("metrics")).map(|c| c.packets).sum::<u64>();
+            let before = lost();
+            let frame = World::frame(A, f.ip(A, B).udp(5, 54));
+            let (packets, refused) = (8000, World::context_of(A));
+            w.entry(A).test_run(&frame, Some(&refused), packets).expect("test run");
+            let (seen, lost) = (w.drain().len() as u64, lost() - before);
+            assert!(seen > 1000 && lost > 1000, "{seen} seen, {lost} lost");
+            assert_eq!(seen + lost, u64::from(packets));
+        }
+    });
+}
