@@ -28,6 +28,23 @@ pub fn relax_limits() -> Result<()> {
     Ok(())
 }
 
+/// Sends the same datagram to where a socket is connected, `batch` times a call: ns of each call.
+pub fn send_batches(socket: &std::net::UdpSocket, data: &[u8], batch: usize, calls: usize) -> Result<Vec<f64>> {
+    let slice = [std::io::IoSlice::new(data)];
+    let slices = vec![slice; batch];
+    let to: Vec<Option<nix::sys::socket::SockaddrStorage>> = vec![None; batch];
+    let mut headers = nix::sys::socket::MultiHeaders::preallocate(batch, None);
+    let mut times = Vec::with_capacity(calls);
+    for _ in 0..calls {
+        let since = std::time::Instant::now();
+        let sent =
+            nix::sys::socket::sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &to, [], nix::sys::socket::MsgFlags::empty())?.count();
+        times.push(since.elapsed().as_nanos() as f64);
+        ensure!(sent == batch, "only {sent} of {batch} datagrams were sent");
+    }
+    Ok(times)
+}
+
 const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_SGSO: u32 = 0x24;
 
@@ -70,21 +87,41 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: u32) -> u64 {
     u64::from(code) | u64::from(src << 4 | dst) << 8 | u64::from(off as u16) << 16 | u64::from(imm) << 32
 }
 
+/// Two bytes of a frame that are random, and where their complement stands, so that no checksum changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Random {
+    pub at: usize,
+    pub complements: &'static [usize],
+}
+
 impl Injector {
     pub fn new(frame: Vec<u8>) -> Result<Self> {
-        ensure!(frame.len() >= CHANGED, "a frame of {} bytes", frame.len());
-        // r2 = data; r3 = data_end; r4 = r2 + CHANGED; if r4 > r3 goto pass
-        let words = CHANGED / 4;
-        let mut insns = vec![
-            insn(0x61, 2, 1, 0, 0),
-            insn(0x61, 3, 1, 4, 0),
-            insn(0xbf, 4, 2, 0, 0),
-            insn(0x07, 4, 0, 0, CHANGED as u32),
-            insn(0x2d, 4, 3, words as i16, 0),
-        ];
+        Self::with_random(frame, &[])
+    }
+
+    /// Each frame has other bytes at these places, which are even and hold zero (and the complement of it).
+    pub fn with_random(frame: Vec<u8>, random: &[Random]) -> Result<Self> {
+        let last = random.iter().flat_map(|r| r.complements.iter().chain([&r.at])).map(|at| at + 2).max().unwrap_or(0);
+        let checked = CHANGED.max(last);
+        ensure!(frame.len() >= checked, "a frame of {} bytes", frame.len());
+        let mut body: Vec<u64> = Vec::new();
         for (n, word) in frame[..CHANGED].chunks_exact(4).enumerate() {
-            insns.push(insn(0x62, 2, 0, 4 * n as i16, u32::from_ne_bytes([word[0], word[1], word[2], word[3]])));
+            body.push(insn(0x62, 6, 0, 4 * n as i16, u32::from_ne_bytes([word[0], word[1], word[2], word[3]])));
         }
+        for r in random {
+            // call bpf_get_prandom_u32; *(u16 *)(r6 + at) = r0; r0 ^= -1; *(u16 *)(r6 + complement) = r0
+            body.extend([insn(0x85, 0, 0, 0, 7), insn(0x6b, 6, 0, r.at as i16, 0), insn(0xa7, 0, 0, 0, u32::MAX)]);
+            body.extend(r.complements.iter().map(|at| insn(0x6b, 6, 0, *at as i16, 0)));
+        }
+        // r6 = data; r3 = data_end; r4 = r6 + checked; if r4 > r3 goto pass
+        let mut insns = vec![
+            insn(0x61, 6, 1, 0, 0),
+            insn(0x61, 3, 1, 4, 0),
+            insn(0xbf, 4, 6, 0, 0),
+            insn(0x07, 4, 0, 0, checked as u32),
+            insn(0x2d, 4, 3, body.len() as i16, 0),
+        ];
+        insns.extend(body);
         // pass: r0 = XDP_PASS; exit
         insns.extend([insn(0xb7, 0, 0, 0, 2), insn(0x95, 0, 0, 0, 0)]);
         // SAFETY: a bpf_insn is eight bytes, and both strings are C strings; options are optional.

@@ -4,9 +4,13 @@
 //! Only ratios of variants that ran interleaved on one core mean anything on another machine; absolute times are for the one at hand.
 
 mod add;
+mod datapath;
+mod direct;
+mod events;
 mod kernel;
 mod path;
 mod probe;
+mod reference;
 mod report;
 mod shape;
 mod swap;
@@ -70,6 +74,12 @@ pub struct Group {
 pub const GROUPS: &[Group] = &[
     Group { rows: shape::ROWS, run: shape::run },
     Group { rows: traffic::ROWS, run: traffic::run },
+    Group { rows: datapath::FAMILY_ROWS, run: datapath::families },
+    Group { rows: datapath::MONITOR_ROWS, run: datapath::monitored },
+    Group { rows: datapath::DENIED_ROWS, run: datapath::denied },
+    Group { rows: datapath::SCALE_ROWS, run: datapath::scale },
+    Group { rows: events::ROWS, run: events::run },
+    Group { rows: direct::ROWS, run: direct::run },
     Group { rows: add::ONE_ROWS, run: add::one_by_one },
     Group { rows: add::OWN_ROWS, run: add::own },
     Group { rows: swap::SWAP_ROWS, run: swap::swaps },
@@ -77,6 +87,41 @@ pub const GROUPS: &[Group] = &[
     Group { rows: swap::RESTART_ROWS, run: swap::restarts },
     Group { rows: add::MANY_ROWS, run: add::many },
 ];
+
+/// Rounds of variants, one after the other in each, and none always the first. A round before them warms up and does not count.
+/// Values by variant.
+fn interleaved(rounds: usize, variants: usize, mut measure: impl FnMut(usize) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
+    let mut values = vec![Vec::new(); variants];
+    for round in 0..=rounds {
+        for turn in 0..variants {
+            let n = (turn + round) % variants;
+            let value = measure(n)?;
+            if round > 0 {
+                values[n].push(value);
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// Medians of the ratios of each round.
+fn ratio(values: &[f64], to: &[f64]) -> f64 {
+    median(&values.iter().zip(to).map(|(a, b)| a / b).collect::<Vec<_>>())
+}
+
+/// Runs `f` in a thread that has the last processor for itself; says which that is.
+fn on_own_processor<T: Send>(f: impl FnOnce(usize) -> Result<T> + Send) -> Result<T> {
+    let cpu = std::thread::available_parallelism()?.get() - 1;
+    let result = std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                kernel::own_processor(cpu)?;
+                f(cpu)
+            })
+            .join()
+    });
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
 
 /// Measures and hands each row to `report`; a group that fails is a row that says so.
 pub fn run(plan: &Plan, report: &mut Report) {

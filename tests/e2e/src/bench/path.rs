@@ -11,12 +11,12 @@ use std::os::fd::AsFd;
 
 /// Where frames enter that the client seems to have sent.
 pub struct Entry {
-    netns: File,
-    ifindex: u32,
+    pub netns: File,
+    pub ifindex: u32,
     /// Of the client.
-    source: [u8; 6],
+    pub source: [u8; 6],
     /// Of whom it sends to.
-    destination: [u8; 6],
+    pub destination: [u8; 6],
 }
 
 pub struct Path {
@@ -26,28 +26,28 @@ pub struct Path {
     pub entry: Entry,
 }
 
-fn block<T>(f: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) fn block<T>(f: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(f)
 }
 
-fn netns() -> Result<File> {
+pub(super) fn netns() -> Result<File> {
     Ok(File::open("/proc/thread-self/ns/net")?)
 }
 
-fn mac(net: u8, host: u8) -> [u8; 6] {
+pub(super) fn mac(net: u8, host: u8) -> [u8; 6] {
     [2, 0x62, 0, 0, net, host]
 }
 
-fn ip4(net: u8, host: u8) -> Ipv4Addr {
+pub(super) fn ip4(net: u8, host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 254, net, host)
 }
 
-fn ip6(net: u8, host: u8) -> Ipv6Addr {
+pub(super) fn ip6(net: u8, host: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd62, 0, 0, net.into(), 0, 0, 0, host.into())
 }
 
 /// One end's `eth0`, with addresses, and a default route if there is a router.
-fn set_up(container: &mut Container, net: u8, host: u8, router: Option<u8>) -> Result<u32> {
+pub(super) fn set_up(container: &mut Container, net: u8, host: u8, router: Option<u8>) -> Result<u32> {
     container.ipv4 = Some(ip4(net, host));
     container.ipv6 = ip6(net, host);
     container.mac = mac(net, host);
@@ -66,14 +66,14 @@ fn set_up(container: &mut Container, net: u8, host: u8, router: Option<u8>) -> R
     })
 }
 
-async fn addresses(netlink: &Netlink, index: u32, net: u8, host: u8) -> Result<()> {
+pub(super) async fn addresses(netlink: &Netlink, index: u32, net: u8, host: u8) -> Result<()> {
     netlink.add_address(index, ip4(net, host).into(), 24, true).await?;
     netlink.add_address(index, ip6(net, host).into(), 64, true).await?;
     Ok(())
 }
 
 /// A pair whose first end is in the calling thread's namespace.
-async fn pair(netlink: &Netlink, name: &str, ours: [u8; 6], peer: [u8; 6], other: &File) -> Result<u32> {
+pub(super) async fn pair(netlink: &Netlink, name: &str, ours: [u8; 6], peer: [u8; 6], other: &File) -> Result<u32> {
     let spec = VethSpec {
         name,
         ifindex: None,
@@ -185,42 +185,47 @@ impl Path {
 
     /// A UDP frame of the client with so many bytes of payload.
     pub fn frame(&self, family: Family, from: u16, to: u16, payload: usize) -> Result<Vec<u8>> {
-        let len = (8 + payload) as u16;
-        let mut udp = Vec::new();
-        for word in [from, to, len, 0] {
-            udp.extend(word.to_be_bytes());
-        }
-        udp.resize(usize::from(len), 0x62);
-        let mut frame = self.entry.destination.to_vec();
-        frame.extend(self.entry.source);
-        let (pseudo, header) = match (self.client.ip(family), self.server.ip(family)) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let addresses = [src.octets(), dst.octets()].concat();
-                let mut ip = vec![0x45, 0];
-                ip.extend((20 + len).to_be_bytes());
-                ip.extend([0, 1, 0x40, 0, 64, 17, 0, 0]);
-                ip.extend(&addresses);
-                let check = fold(sum(&ip, 0));
-                ip[10..12].copy_from_slice(&check.to_be_bytes());
-                frame.extend([8, 0]);
-                (addresses, ip)
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                let addresses = [src.octets(), dst.octets()].concat();
-                let mut ip = vec![0x60, 0, 0, 0];
-                ip.extend(len.to_be_bytes());
-                ip.extend([17, 64]);
-                ip.extend(&addresses);
-                frame.extend([0x86, 0xdd]);
-                (addresses, ip)
-            }
-            _ => anyhow::bail!("one family"),
-        };
-        let check = fold(sum(&udp, sum(&pseudo, 17 + u32::from(len))));
-        udp[6..8].copy_from_slice(&check.to_be_bytes());
-        frame.extend(header);
-        frame.extend(udp);
-        ensure!(frame.len() >= 60, "shorter than Ethernet's least");
-        Ok(frame)
+        udp_frame(&self.entry, (self.client.ip(family), from), (self.server.ip(family), to), &vec![0x62; payload])
     }
+}
+
+/// A UDP frame as it enters.
+pub fn udp_frame(entry: &Entry, from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Result<Vec<u8>> {
+    let len = (8 + payload.len()) as u16;
+    let mut udp = Vec::new();
+    for word in [from.1, to.1, len, 0] {
+        udp.extend(word.to_be_bytes());
+    }
+    udp.extend(payload);
+    let mut frame = entry.destination.to_vec();
+    frame.extend(entry.source);
+    let (pseudo, header) = match (from.0, to.0) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let addresses = [src.octets(), dst.octets()].concat();
+            let mut ip = vec![0x45, 0];
+            ip.extend((20 + len).to_be_bytes());
+            ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+            ip.extend(&addresses);
+            let check = fold(sum(&ip, 0));
+            ip[10..12].copy_from_slice(&check.to_be_bytes());
+            frame.extend([8, 0]);
+            (addresses, ip)
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let addresses = [src.octets(), dst.octets()].concat();
+            let mut ip = vec![0x60, 0, 0, 0];
+            ip.extend(len.to_be_bytes());
+            ip.extend([17, 64]);
+            ip.extend(&addresses);
+            frame.extend([0x86, 0xdd]);
+            (addresses, ip)
+        }
+        _ => anyhow::bail!("one family"),
+    };
+    let check = fold(sum(&udp, sum(&pseudo, 17 + u32::from(len))));
+    udp[6..8].copy_from_slice(&check.to_be_bytes());
+    frame.extend(header);
+    frame.extend(udp);
+    ensure!(frame.len() >= 60, "shorter than Ethernet's least");
+    Ok(frame)
 }

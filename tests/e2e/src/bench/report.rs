@@ -7,8 +7,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The section that there is code for.
-const SECTION: &str = "main-job";
+/// The sections that there is code for. A row that several of them name is measured once and judged by each.
+const SECTIONS: [&str; 2] = ["main-job", "datapath"];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,7 +35,7 @@ impl Goal {
 
 /// What each row must reach.
 #[derive(Clone, Debug)]
-pub struct Goals(BTreeMap<String, Goal>);
+pub struct Goals(BTreeMap<String, BTreeMap<String, Goal>>);
 
 impl Goals {
     /// From `bench/goals.toml` here, or of the source tree that this program was built from.
@@ -44,14 +44,20 @@ impl Goals {
         let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/goals.toml"));
         let path = if here.exists() { here } else { source };
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let mut all: BTreeMap<String, BTreeMap<String, Goal>> = toml::from_str(&text).with_context(|| path.display().to_string())?;
-        Ok(Self(all.remove(SECTION).with_context(|| format!("{}: no section {SECTION}", path.display()))?))
+        let all: BTreeMap<String, BTreeMap<String, Goal>> = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        for section in SECTIONS {
+            anyhow::ensure!(all.contains_key(section), "{}: no section {section}", path.display());
+        }
+        Ok(Self(all))
     }
 
-    /// Traffic rows carry their family at the end, the goals do not.
-    fn of(&self, row: &str) -> Option<Goal> {
-        let family = || row.strip_suffix("_v4").or_else(|| row.strip_suffix("_v6"));
-        self.0.get(row).or_else(|| self.0.get(family()?)).copied()
+    /// Sections that name a row, with its goal there; without any, the row is of the first. Traffic rows carry their family at
+    /// the end, the goals do not.
+    fn of(&self, row: &str) -> Vec<(&'static str, Option<Goal>)> {
+        let base = row.strip_suffix("_v4").or_else(|| row.strip_suffix("_v6")).unwrap_or(row);
+        let goal = |section| self.0.get(section).and_then(|rows| rows.get(row).or_else(|| rows.get(base)));
+        let named: Vec<_> = SECTIONS.into_iter().filter_map(|s| Some((s, Some(*goal(s)?)))).collect();
+        if named.is_empty() { vec![(SECTIONS[0], None)] } else { named }
     }
 }
 
@@ -86,6 +92,34 @@ fn extremes(values: &[f64]) -> (Option<f64>, Option<f64>) {
     (finite(values.iter().copied().fold(f64::INFINITY, f64::min)), finite(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)))
 }
 
+fn judge(row: &Row, section: &'static str, goal: Option<Goal>) -> Entry {
+    let paired = !row.baseline.is_empty();
+    let ratios: Vec<f64> = row.samples.iter().zip(&row.baseline).map(|(a, b)| a / b).collect();
+    let judged = if paired { &ratios } else { &row.samples };
+    let rounds_ok = judged.iter().filter(|v| goal.is_none_or(|g| g.met(**v))).count();
+    let (min, max) = extremes(&row.samples);
+    let (ratio_min, ratio_max) = extremes(&ratios);
+    // Eight of eleven rounds, and as many of another number.
+    let ok = goal.is_none_or(|g| g.met(median(judged))) && (!paired || rounds_ok * 11 >= judged.len() * 8);
+    Entry {
+        section,
+        name: row.name.clone(),
+        unit: row.unit.into(),
+        median: finite(median(&row.samples)),
+        min,
+        max,
+        baseline: if paired { finite(median(&row.baseline)) } else { None },
+        ratio: if paired { finite(median(&ratios)) } else { None },
+        ratio_min,
+        ratio_max,
+        goal,
+        rounds_ok,
+        rounds: judged.len(),
+        ok,
+        note: row.note.clone(),
+    }
+}
+
 /// Rows, judged as they come.
 pub struct Report {
     goals: Goals,
@@ -107,54 +141,17 @@ impl Report {
     }
 
     pub fn add(&mut self, row: Row) {
-        let goal = self.goals.of(&row.name);
-        let paired = !row.baseline.is_empty();
-        let ratios: Vec<f64> = row.samples.iter().zip(&row.baseline).map(|(a, b)| a / b).collect();
-        let judged = if paired { &ratios } else { &row.samples };
-        let rounds_ok = judged.iter().filter(|v| goal.is_none_or(|g| g.met(**v))).count();
-        let (min, max) = extremes(&row.samples);
-        let (ratio_min, ratio_max) = extremes(&ratios);
-        // Eight of eleven rounds, and as many of another number.
-        let ok = goal.is_none_or(|g| g.met(median(judged))) && (!paired || rounds_ok * 11 >= judged.len() * 8);
-        self.push(Entry {
-            section: SECTION,
-            name: row.name,
-            unit: row.unit.into(),
-            median: finite(median(&row.samples)),
-            min,
-            max,
-            baseline: if paired { finite(median(&row.baseline)) } else { None },
-            ratio: if paired { finite(median(&ratios)) } else { None },
-            ratio_min,
-            ratio_max,
-            goal,
-            rounds_ok,
-            rounds: judged.len(),
-            ok,
-            note: row.note,
-        });
+        for (section, goal) in self.goals.of(&row.name) {
+            self.push(judge(&row, section, goal));
+        }
     }
 
     /// A row that could not be measured.
     pub fn fail(&mut self, name: &str, why: &str) {
-        let goal = self.goals.of(name);
-        self.push(Entry {
-            section: SECTION,
-            name: name.into(),
-            unit: String::new(),
-            median: None,
-            min: None,
-            max: None,
-            baseline: None,
-            ratio: None,
-            ratio_min: None,
-            ratio_max: None,
-            goal,
-            rounds_ok: 0,
-            rounds: 0,
-            ok: false,
-            note: format!("failed: {why}"),
-        });
+        for (section, goal) in self.goals.of(name) {
+            let row = Row::new(name, "", Vec::new()).note(format!("failed: {why}"));
+            self.push(Entry { ok: false, ..judge(&row, section, goal) });
+        }
     }
 
     fn push(&mut self, entry: Entry) {
@@ -178,7 +175,7 @@ impl Report {
         let ratio = e.ratio.map(|r| format!("{r:.3}")).unwrap_or_default();
         let baseline = e.baseline.map(|b| number(Some(b))).unwrap_or_default();
         format!(
-            "{:<24} {:>9} {:>17} {:<7} {baseline:>9} {ratio:>7} {goal:>9} {of:>6} {verdict:<4}  {}",
+            "{:<41} {:>9} {:>17} {:<7} {baseline:>9} {ratio:>7} {goal:>9} {of:>6} {verdict:<4}  {}",
             e.name,
             number(e.median),
             range,
@@ -189,12 +186,18 @@ impl Report {
 
     pub fn table(&self) -> String {
         let mut out = format!(
-            "{:<24} {:>9} {:>17} {:<7} {:>9} {:>7} {:>9} {:>6} \n",
+            "{:<41} {:>9} {:>17} {:<7} {:>9} {:>7} {:>9} {:>6} \n",
             "row", "median", "min-max", "unit", "baseline", "ratio", "goal", "rounds"
         );
-        for entry in &self.entries {
-            out.push_str(Self::line(entry).trim_end());
-            out.push('\n');
+        for section in SECTIONS {
+            let mut of = self.entries.iter().filter(|e| e.section == section).peekable();
+            if of.peek().is_some() {
+                out.push_str(&format!("[{section}]\n"));
+            }
+            for entry in of {
+                out.push_str(Self::line(entry).trim_end());
+                out.push('\n');
+            }
         }
         out
     }
@@ -214,8 +217,9 @@ mod tests {
 
     fn report() -> Report {
         let goal = |min, max| Goal { min, max };
-        let goals = [("a".to_owned(), goal(None, Some(1.1))), ("b".to_owned(), goal(Some(0.75), None))];
-        Report::new(Goals(goals.into()))
+        let rows = |max, min| BTreeMap::from([("a".to_owned(), goal(None, Some(max))), ("b".to_owned(), goal(Some(min), None))]);
+        let goals = [("main-job", rows(1.1, 0.75)), ("datapath", BTreeMap::from([("a".to_owned(), goal(None, Some(1.05)))]))];
+        Report::new(Goals(goals.map(|(section, rows)| (section.to_owned(), rows)).into()))
     }
 
     #[test]
@@ -226,6 +230,14 @@ mod tests {
             report.add(Row { baseline: vec![1.0; 11], ..Row::new("a_v4", "us", samples) });
             assert_eq!(report.all_ok(), ok, "{good}");
         }
+    }
+
+    #[test]
+    fn a_row_of_two_sections_is_judged_by_each() {
+        let mut report = report();
+        report.add(Row { baseline: vec![1.0], ..Row::new("a_v6", "us", vec![1.07]) });
+        assert_eq!(report.entries.iter().map(|e| (e.section, e.ok)).collect::<Vec<_>>(), [("main-job", true), ("datapath", false)]);
+        assert!(!report.all_ok());
     }
 
     #[test]

@@ -5,18 +5,27 @@
 use super::kernel::{self, Injector};
 use super::path::{self, Path, STREAM_PORT, TCP_PORT, UDP_PORT};
 use super::probe::{Seen, seen};
-use super::{Plan, Row, median, progress};
+use super::{Plan, Row, median, progress, ratio};
 use crate::container::PATIENCE;
 use crate::{Family, Node};
 use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::mpsc;
 use std::time::Instant;
 
-pub const ROWS: &[&str] =
-    &["rr_over_f_v4", "rr_over_f_v6", "stream1448_over_f_v4", "stream1448_over_f_v6", "live_over_routed_v4", "live_over_routed_v6"];
+pub const ROWS: &[&str] = &[
+    "rr_over_f_v4",
+    "rr_over_f_v6",
+    "stream1448_over_f_v4",
+    "stream1448_over_f_v6",
+    "udp_over_f_v4",
+    "udp_over_f_v6",
+    "live_over_routed_v4",
+    "live_over_routed_v6",
+    "live_over_f_v4",
+    "live_over_f_v6",
+];
 
 /// Transactions of a round.
 const TRANSACTIONS: usize = 20_000;
@@ -24,28 +33,42 @@ const TRANSACTIONS: usize = 20_000;
 const PIECE: usize = 8 << 20;
 const PIECES: usize = 17;
 /// Frames of a test run, and runs of a round.
-const FRAMES: u32 = 25_000;
-const RUNS: usize = 7;
+pub const FRAMES: u32 = 25_000;
+pub const RUNS: usize = 7;
 /// A common size of a small packet.
 const PAYLOAD: usize = 64;
 /// Bytes of a segment with timestamps, at most.
 const SEGMENT: u64 = 1448;
+/// Datagrams of one system call, and calls of a round.
+const BATCH: usize = 32;
+const BATCHES: usize = 3000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Rr,
     Stream,
+    Udp,
     Live,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Rr, Kind::Stream, Kind::Live];
+    const ALL: [Kind; 4] = [Kind::Rr, Kind::Stream, Kind::Udp, Kind::Live];
 
-    fn row(self) -> (&'static str, &'static str, &'static str) {
+    /// Rows and what each is compared with.
+    fn rows(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Kind::Rr => ("rr_over_f", "us", "f"),
-            Kind::Stream => ("stream1448_over_f", "Gbit/s", "f"),
-            Kind::Live => ("live_over_routed", "ns", "routed"),
+            Kind::Rr => &[("rr_over_f", "f")],
+            Kind::Stream => &[("stream1448_over_f", "f")],
+            Kind::Udp => &[("udp_over_f", "f")],
+            Kind::Live => &[("live_over_routed", "routed"), ("live_over_f", "f")],
+        }
+    }
+
+    pub fn unit(self) -> &'static str {
+        match self {
+            Kind::Rr => "us",
+            Kind::Stream => "Gbit/s",
+            Kind::Udp | Kind::Live => "ns",
         }
     }
 
@@ -53,7 +76,7 @@ impl Kind {
         match self {
             Kind::Rr => ("tcp", TCP_PORT),
             Kind::Stream => ("tcp", STREAM_PORT),
-            Kind::Live => ("udp", UDP_PORT),
+            Kind::Udp | Kind::Live => ("udp", UDP_PORT),
         }
     }
 
@@ -62,15 +85,17 @@ impl Kind {
         match self {
             Kind::Rr => 2 * TRANSACTIONS as u64,
             Kind::Stream => (PIECE * PIECES) as u64 / SEGMENT,
+            Kind::Udp => (BATCH * BATCHES) as u64,
             Kind::Live => u64::from(FRAMES) * RUNS as u64,
         }
     }
 }
 
 /// Something that goes on over one path in one family, ready to be measured.
-enum Talk {
+pub enum Talk {
     Rr(TcpStream),
     Stream { server: TcpStream, go: mpsc::Sender<()> },
+    Udp { client: UdpSocket, server: UdpSocket },
     Live { frames: Injector, client: UdpSocket, server: UdpSocket },
 }
 
@@ -83,7 +108,7 @@ fn connected(path: &Path, family: Family, port: u16) -> Result<(TcpStream, TcpSt
     Ok((client, server))
 }
 
-fn open(path: &Path, family: Family, kind: Kind) -> Result<Talk> {
+pub fn open(path: &Path, family: Family, kind: Kind) -> Result<Talk> {
     let (_, port) = kind.port();
     match kind {
         Kind::Rr => {
@@ -110,21 +135,25 @@ fn open(path: &Path, family: Family, kind: Kind) -> Result<Talk> {
             });
             Ok(Talk::Stream { server, go })
         }
+        Kind::Udp => {
+            let (client, server) = (path.client.udp(family, 0)?, path.server.udp(family, port)?);
+            socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
+            greet(&client, &server, path, family)?;
+            Ok(Talk::Udp { client, server })
+        }
         Kind::Live => {
             let (client, server) = (path.client.udp(family, 0)?, path.server.udp(family, port)?);
             socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
             let from = client.local_addr()?;
             let frames = Injector::new(path.frame(family, from.port(), port, PAYLOAD)?)?;
-            let talk = Talk::Live { frames, client, server };
-            greet(&talk, path, family)?;
-            Ok(talk)
+            greet(&client, &server, path, family)?;
+            Ok(Talk::Live { frames, client, server })
         }
     }
 }
 
 /// A packet each way: neighbours are known, and the flow has been answered.
-fn greet(talk: &Talk, path: &Path, family: Family) -> Result<()> {
-    let Talk::Live { client, server, .. } = talk else { return Ok(()) };
+fn greet(client: &UdpSocket, server: &UdpSocket, path: &Path, family: Family) -> Result<()> {
     let mut buffer = [0; 2048];
     // Full of frames from the round before.
     server.set_nonblocking(true)?;
@@ -139,7 +168,7 @@ fn greet(talk: &Talk, path: &Path, family: Family) -> Result<()> {
 }
 
 /// One round over one path.
-fn measure(talk: &mut Talk, path: &Path, family: Family) -> Result<f64> {
+pub fn measure(talk: &mut Talk, path: &Path, family: Family) -> Result<f64> {
     match talk {
         Talk::Rr(client) => {
             let mut times = Vec::with_capacity(TRANSACTIONS);
@@ -170,9 +199,15 @@ fn measure(talk: &mut Talk, path: &Path, family: Family) -> Result<f64> {
             }
             Ok(median(&rates[1..]))
         }
-        Talk::Live { .. } => {
-            greet(talk, path, family)?;
-            let Talk::Live { frames, .. } = talk else { unreachable!() };
+        Talk::Udp { client, server } => {
+            greet(client, server, path, family)?;
+            client.connect(SocketAddr::new(path.server.ip(family), UDP_PORT))?;
+            // The first ones fill the socket.
+            let times = kernel::send_batches(client, &[0x62; PAYLOAD], BATCH, BATCHES)?;
+            Ok(median(&times[BATCHES / 20..]) / BATCH as f64)
+        }
+        Talk::Live { frames, client, server } => {
+            greet(client, server, path, family)?;
             path.at_entry(|ifindex| {
                 // Fills the socket.
                 frames.receive(ifindex, 1000)?;
@@ -207,67 +242,67 @@ fn check(before: Seen, after: Seen, packets: u64, what: &str) -> Result<()> {
     Ok(())
 }
 
-pub fn run(plan: &Plan) -> Result<Vec<Row>> {
-    // The agent and the namespaces belong to other processors too; what is measured does not.
-    let (node, pilus) = path::pilus()?;
-    let paths = [path::direct()?, path::routed()?, pilus];
-    let cpu = std::thread::available_parallelism()?.get() - 1;
-    let result = std::thread::scope(|scope| {
-        let measured = scope.spawn(|| {
-            kernel::own_processor(cpu)?;
-            rows(plan, &node, &paths, cpu)
-        });
-        measured.join()
-    });
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// Rounds over paths of which the last is that of `node`: values of each, and packets that the node's tables counted.
+pub fn compare(plan: &Plan, kind: Kind, family: Family, paths: &[Path], node: &Node) -> Result<(Vec<Vec<f64>>, u64)> {
+    let (proto, port) = kind.port();
+    let mut talks = Vec::new();
+    for path in paths {
+        talks.push(open(path, family, kind).with_context(|| format!("{kind:?} {family:?} over {}", path.name))?);
+    }
+    let server = &paths.last().context("no path")?.server;
+    let before = seen(node, family, proto, server, port)?;
+    let values = super::interleaved(plan.rounds, paths.len(), |n| {
+        measure(&mut talks[n], &paths[n], family).with_context(|| format!("{kind:?} {family:?} over {}", paths[n].name))
+    })?;
+    let after = seen(node, family, proto, server, port)?;
+    check(before, after, kind.packets() * (plan.rounds as u64 + 1), &format!("{kind:?} {family:?}"))?;
+    Ok((values, after.flow - before.flow))
 }
 
-fn rows(plan: &Plan, node: &Node, paths: &[Path; 3], cpu: usize) -> Result<Vec<Row>> {
+/// No packet is longer than the MTU.
+pub fn single_packets(paths: &[Path]) -> Result<()> {
     for path in paths {
         path.client.run(kernel::segmentation_off)?;
         path.server.run(kernel::segmentation_off)?;
     }
+    Ok(())
+}
+
+pub fn suffix(family: Family) -> &'static str {
+    if family == Family::V4 { "v4" } else { "v6" }
+}
+
+pub fn run(plan: &Plan) -> Result<Vec<Row>> {
+    // The agent and the namespaces belong to other processors too; what is measured does not.
+    let (node, pilus) = path::pilus()?;
+    let paths = [path::direct()?, path::routed()?, pilus];
+    super::on_own_processor(|cpu| rows(plan, &node, &paths, cpu))
+}
+
+fn rows(plan: &Plan, node: &Node, paths: &[Path; 3], cpu: usize) -> Result<Vec<Row>> {
+    single_packets(paths)?;
     denied(node, &paths[2])?;
     let mut rows = Vec::new();
     for kind in Kind::ALL {
         for family in [Family::V4, Family::V6] {
-            let (base, unit, baseline) = kind.row();
-            let name = format!("{base}_{}", if family == Family::V4 { "v4" } else { "v6" });
-            if !plan.wants(&name) {
+            let named = |base: &str| format!("{base}_{}", suffix(family));
+            if !kind.rows().iter().any(|(base, _)| plan.wants(&named(base))) {
                 continue;
             }
-            let (proto, port) = kind.port();
-            let mut talks = Vec::new();
-            for path in paths {
-                talks.push(open(path, family, kind).with_context(|| format!("{name} over {}", path.name))?);
-            }
-            let before = seen(node, family, proto, &paths[2].server, port)?;
-            let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-            // The first round warms up and does not count.
-            for round in 0..=plan.rounds {
-                for turn in 0..paths.len() {
-                    let n = (turn + round) % paths.len();
-                    let value = measure(&mut talks[n], &paths[n], family).with_context(|| format!("{name} over {}", paths[n].name))?;
-                    if round > 0 {
-                        values.entry(paths[n].name).or_default().push(value);
-                    }
-                }
-            }
-            let after = seen(node, family, proto, &paths[2].server, port)?;
-            let packets = kind.packets() * (plan.rounds as u64 + 1);
-            check(before, after, packets, &name)?;
-            let of = |name: &str| values.get(name).cloned().unwrap_or_default();
-            let others: Vec<String> = ["f", "routed"].iter().map(|n| format!("{n} {:.2}", median(&of(n)))).collect();
-            let over = |name: &str| median(&of("pilus").iter().zip(of(name)).map(|(a, b)| a / b).collect::<Vec<_>>());
+            let (values, counted) = compare(plan, kind, family, paths, node)?;
+            let [f, routed, pilus] = &values[..] else { unreachable!("three paths") };
             let note = format!(
-                "{}; over f {:.3}, over routed {:.3}; cpu {cpu}, {} packets counted",
-                others.join(", "),
-                over("f"),
-                over("routed"),
-                after.flow - before.flow
+                "f {:.2}, routed {:.2}; over f {:.3}, over routed {:.3}; cpu {cpu}, {counted} packets counted",
+                median(f),
+                median(routed),
+                ratio(pilus, f),
+                ratio(pilus, routed),
             );
-            rows.push(Row { baseline: of(baseline), ..Row::new(&name, unit, of("pilus")).note(note) });
-            progress(&format!("  {name} done"));
+            for (base, to) in kind.rows() {
+                let baseline = if *to == "f" { f.clone() } else { routed.clone() };
+                rows.push(Row { baseline, ..Row::new(&named(base), kind.unit(), pilus.clone()).note(note.clone()) });
+            }
+            progress(&format!("  {kind:?} {family:?} done"));
         }
     }
     Ok(rows)
