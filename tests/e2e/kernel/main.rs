@@ -18,4 +18,5 @@ mod revoke;
 mod sizes;
 mod support;
 mod swap;
+mod truth;
 mod verdicts;

@@ -38,7 +38,8 @@ pub fn unreachable(family: Family) -> (u8, u8) {
     }
 }
 
-fn checksum(data: &[u8]) -> u16 {
+/// The Internet's checksum.
+pub fn checksum(data: &[u8]) -> u16 {
     let mut sum: u32 = data.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)]))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

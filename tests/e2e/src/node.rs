@@ -15,7 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// How the agent is started.
@@ -440,6 +440,17 @@ impl Events<'_> {
                 if wanted(&event) {
                     return Ok(event);
                 }
+            }
+        })
+    }
+
+    /// An event that is there, or comes at once.
+    pub fn poll(&mut self) -> Result<Option<FlowEvent>> {
+        let flows = &mut self.flows;
+        self.node.block_on(async {
+            match tokio::time::timeout(Duration::from_millis(1), flows.next()).await {
+                Ok(event) => Ok(Some(event?.context("the stream ended")?)),
+                Err(_) => Ok(None),
             }
         })
     }
