@@ -119,7 +119,8 @@ impl Step {
     }
 }
 
-fn connections(row: &str) -> Vec<Row> {
+/// The connections of one row.
+pub fn connections(row: &str) -> Vec<Row> {
     let words: Vec<&str> = row.split_whitespace().collect();
     let verdict = words.iter().rposition(|w| ["allow", "deny"].contains(w)).unwrap_or_else(|| panic!("no verdict: {row}"));
     assert!(words.get(1) == Some(&"->") && verdict >= 4, "{row}");

@@ -5,7 +5,7 @@
 
 use crate::support::until;
 use pilus_api::client::PolicyScope;
-use pilus_api::types::{FlowEvent, PolicyQuestion};
+use pilus_api::types::{FlowEvent, PolicyDocument, PolicyImport, PolicyQuestion};
 use pilus_e2e::container::PATIENCE;
 use pilus_e2e::node::Events;
 use pilus_e2e::{Container, Family, Node, NodeOptions, icmp, outside};
@@ -148,7 +148,12 @@ struct Play<'a> {
     open: HashMap<String, (TcpStream, TcpStream, Mark)>,
 }
 
-impl Play<'_> {
+impl<'a> Play<'a> {
+    fn new(node: &'a Node, ends: HashMap<String, Container>) -> Self {
+        let events = node.events(&["drop"]).expect("events");
+        Self { node, events, ends, marks: 1000, open: HashMap::new() }
+    }
+
     fn end(&self, end: &End) -> Container {
         match end {
             End::Endpoint(name) => self.ends[*name].clone(),
@@ -225,12 +230,23 @@ impl Play<'_> {
         }
     }
 
+    /// In each family that it can be in. Gives how many these are.
+    fn both(&mut self, row: &Row, what: &str, failed: &mut Vec<String>) -> usize {
+        let families = families(row);
+        for family in &families {
+            if let Err(e) = self.row(row, *family) {
+                failed.push(format!("{what}: {row:?} {family:?}: {e:#}"));
+            }
+        }
+        families.len()
+    }
+
     /// The evaluator, the kernel's tables and the packets.
     fn row(&mut self, row: &Row, family: Family) -> anyhow::Result<()> {
         let text = |end: &End, at: &Container| match end {
-            End::Endpoint(name) => format!("name:{name}"),
-            End::Fixed(name) => name.clone(),
             End::Address(_) => at.ip(family).to_string(),
+            End::Fixed(name) if at.id == 0 => name.clone(),
+            _ => format!("name:{}", at.name),
         };
         let (from, to) = (self.end(&row.from), self.end(&row.to));
         let question =
@@ -329,8 +345,7 @@ fn arrived(probe: &Probe, mark: &Mark, family: Family) -> anyhow::Result<Option<
     }
 }
 
-fn addresses(cases: &[Case]) -> Vec<IpAddr> {
-    let rows = cases.iter().flat_map(|c| &c.steps).flat_map(truth::Step::connections);
+fn addresses(rows: impl Iterator<Item = Row>) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = rows
         .flat_map(|r| [r.from, r.to])
         .filter_map(|end| match end {
@@ -344,17 +359,16 @@ fn addresses(cases: &[Case]) -> Vec<IpAddr> {
     all
 }
 
-/// Plays all cases that `which` takes on one node.
-fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'static str, usize>) {
-    let cases: Vec<Case> = truth::cases().into_iter().filter(which).collect();
+/// A node with a world of these addresses, and its ends but for endpoints.
+fn stage(localhost: &str, addresses: &[IpAddr]) -> (Node, HashMap<String, Container>) {
     let args = ["--ipv6-range", "fd00:7::/64", "--ipv4-range", "10.77.0.0/16", "--allow-localhost", localhost];
     let mut node = Node::prepare(NodeOptions { args: args.map(str::to_owned).into(), ..NodeOptions::default() }).expect("node");
     // Its own addresses there are in no row.
     let world = outside::connect(&node, 3, 1500, true).expect("world");
     world.run(|| {
         crate::support::netlink(async |n| {
-            for ip in addresses(&cases) {
-                n.add_address(1, ip, if ip.is_ipv4() { 32 } else { 128 }, true).await.expect("address");
+            for ip in addresses {
+                n.add_address(1, *ip, if ip.is_ipv4() { 32 } else { 128 }, true).await.expect("address");
             }
         })
     });
@@ -366,14 +380,17 @@ fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'st
     let mut nobody = world.clone();
     nobody.ipv4 = NOBODY[0].parse().ok();
     nobody.ipv6 = NOBODY[1].parse().expect("address");
-    let mut ends: HashMap<String, Container> = ENDPOINTS
-        .iter()
-        .chain(&[("init", &["reserved:init"] as &[&str])])
-        .map(|(name, labels)| ((*name).to_owned(), node.add(name, labels).expect("endpoint")))
-        .collect();
-    ends.extend([("host".to_owned(), host), ("world".to_owned(), world), ("unknown".to_owned(), nobody)]);
-    let events = node.events(&["drop"]).expect("events");
-    let mut play = Play { node: &node, events, ends, marks: 1000, open: HashMap::new() };
+    let ends = [("host".to_owned(), host), ("world".to_owned(), world), ("unknown".to_owned(), nobody)];
+    (node, ends.into())
+}
+
+/// Plays all cases that `which` takes on one node.
+fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'static str, usize>) {
+    let cases: Vec<Case> = truth::cases().into_iter().filter(which).collect();
+    let (node, mut ends) = stage(localhost, &addresses(cases.iter().flat_map(|c| &c.steps).flat_map(truth::Step::connections)));
+    let endpoints = ENDPOINTS.iter().chain(&[("init", &["reserved:init"] as &[&str])]);
+    ends.extend(endpoints.map(|(name, labels)| ((*name).to_owned(), node.add(name, labels).expect("endpoint"))));
+    let mut play = Play::new(&node, ends);
     let (mut rows, mut others, mut failed) = (0, BTreeMap::new(), Vec::new());
     for case in &cases {
         for (n, step) in case.steps.iter().enumerate() {
@@ -386,12 +403,7 @@ fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'st
             }
             prepare(&node, step, &case.name);
             for (row, _) in played {
-                for family in families(row) {
-                    rows += 1;
-                    if let Err(e) = play.row(row, family) {
-                        failed.push(format!("{}, step {n}: {row:?} {family:?}: {e:#}", case.name));
-                    }
-                }
+                rows += play.both(row, &format!("{}, step {n}", case.name), &mut failed);
             }
         }
         play.open.clear();
@@ -427,4 +439,98 @@ fn truth_by_packets() {
     others.iter().for_each(|(why, n)| println!("by the evaluator only: {n} connections: {why}"));
     assert_eq!(others.into_iter().collect::<Vec<_>>(), EVALUATOR_ONLY);
     assert!(first > 450 && second > 5, "{first} and {second} rows");
+}
+
+/// Files that nobody here wrote, and what becomes of connections under all of a directory.
+struct Foreign {
+    files: &'static [(&'static str, &'static str)],
+    endpoints: &'static [(&'static str, &'static [&'static str])],
+    rows: &'static [&'static str],
+}
+
+macro_rules! files {
+    ($dir:literal: $($name:literal)*) => { &[$(($name, include_str!(concat!("../../foreign/", $dir, "/", $name, ".yaml")))),*] };
+}
+
+const FOREIGN: [Foreign; 2] = [
+    Foreign {
+        files: files!("kube-netpol": "01-default-deny" "02-frontend-policy" "03-backend-policy" "04-database-policy" "05-redis-policy"
+            "06-monitoring-policy"),
+        endpoints: &[
+            ("frontend", &["k8s:app=frontend", "k8s:io.kubernetes.pod.namespace=ecommerce"]),
+            ("backend", &["k8s:app=backend-api", "k8s:io.kubernetes.pod.namespace=ecommerce"]),
+            ("postgres", &["k8s:app=postgres", "k8s:io.kubernetes.pod.namespace=ecommerce"]),
+            ("redis", &["k8s:app=redis", "k8s:io.kubernetes.pod.namespace=ecommerce"]),
+            ("worker", &["k8s:app=worker", "k8s:io.kubernetes.pod.namespace=ecommerce"]),
+            ("prometheus", &["k8s:app=prometheus", "k8s:io.kubernetes.pod.namespace=ecommerce"]),
+            ("stranger", &["k8s:app=frontend", "k8s:io.kubernetes.pod.namespace=elsewhere"]),
+        ],
+        rows: &[
+            "worker,stranger,world,198.51.100.1 -> frontend 80/tcp,443/tcp allow",
+            "worker,world -> frontend 8080/tcp,80/udp deny",
+            "frontend -> backend 8080/tcp allow",
+            "frontend -> backend 8081/tcp,8/icmp,128/icmpv6 deny",
+            "frontend -> redis,postgres,world 8080/tcp deny",
+            "stranger,worker -> backend 8080/tcp allow",
+            "host,world -> backend 8080/tcp deny",
+            "backend -> postgres 5432/tcp allow",
+            "backend -> postgres 5433/tcp,22/tcp deny",
+            "backend -> 198.51.100.1 443/tcp allow",
+            "backend -> 198.51.100.1 80/tcp deny",
+            "backend -> \"2001:db8::1\" 443/tcp deny",
+            "backend -> redis,frontend 443/tcp,6379/tcp deny",
+            "198.51.100.1 -> postgres 22/tcp allow",
+            "\"2001:db8::1\",worker,stranger -> postgres 22/tcp deny",
+            "worker,world -> postgres 5432/tcp deny",
+            "postgres -> worker 80/tcp deny",
+            "postgres -> stranger,world 80/tcp,53/udp allow",
+            "frontend,stranger,world,host -> redis,worker 6379/tcp deny",
+            "redis -> stranger,world 6379/tcp allow",
+            "worker,stranger,world -> prometheus 9090/tcp allow",
+            "worker -> prometheus 9091/tcp deny",
+            "prometheus -> 198.51.100.1 9090/tcp,443/tcp allow",
+            "prometheus -> 198.51.100.1 80/tcp deny",
+            "prometheus -> \"2001:db8::1\",stranger 443/tcp deny",
+        ],
+    },
+    Foreign {
+        files: files!("hubble-audit2policy": "default-api" "default-frontend" "monitoring-prometheus"),
+        endpoints: &[
+            ("frontend", &["k8s:app=frontend", "k8s:io.kubernetes.pod.namespace=default"]),
+            ("api", &["k8s:app=api", "k8s:io.kubernetes.pod.namespace=default"]),
+            ("prometheus", &["k8s:app=prometheus", "k8s:io.kubernetes.pod.namespace=monitoring"]),
+            ("other", &["k8s:app=frontend", "k8s:io.kubernetes.pod.namespace=monitoring"]),
+        ],
+        rows: &[
+            "frontend -> api 8080/tcp allow",
+            "frontend -> api 8081/tcp,8080/udp,4240/tcp,8/icmp,128/icmpv6 deny",
+            "frontend -> prometheus,other,world 8080/tcp deny",
+            "other,prometheus,host,world -> api 8080/tcp deny",
+            "host -> api 4240/tcp allow",
+            "api -> prometheus 9090/tcp allow",
+            "api -> prometheus 9091/tcp deny",
+            "api -> world 53/udp allow",
+            "api -> world 53/tcp deny",
+            "frontend,other,world,host -> prometheus 9090/tcp deny",
+            "other -> frontend 80/tcp allow",
+        ],
+    },
+];
+
+#[test]
+fn foreign_policies_by_packets() {
+    for foreign in FOREIGN {
+        let rows: Vec<Row> = foreign.rows.iter().flat_map(|r| truth::connections(r)).collect();
+        let (node, mut ends) = stage("policy", &addresses(rows.iter().cloned()));
+        ends.extend(foreign.endpoints.iter().map(|(name, labels)| ((*name).to_owned(), node.add(name, labels).expect("endpoint"))));
+        let documents = foreign.files.iter().map(|(name, text)| PolicyDocument { name: (*name).into(), text: (*text).into() }).collect();
+        let imported = node.block_on(node.client().import_policy(&PolicyImport { documents })).expect("import");
+        assert_eq!(imported.rules, foreign.files.len());
+        node.wait_policy(imported.revision).expect("realised");
+        let mut play = Play::new(&node, ends);
+        let mut failed = Vec::new();
+        let played: usize = rows.iter().map(|row| play.both(row, foreign.files[0].0, &mut failed)).sum();
+        assert!(failed.is_empty(), "{} of {played} failed:\n{}", failed.len(), failed.join("\n"));
+        assert!(played > 40, "{played} connections");
+    }
 }
