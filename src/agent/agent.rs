@@ -3,7 +3,7 @@
 
 use crate::control::{Event, Initial, Readers, World};
 use crate::datapath::Tables;
-use crate::datapath::devices::{DeviceError, DevicePrograms, Devices};
+use crate::datapath::devices::{DeviceError, DevicePrograms, Devices, renew};
 use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
 use crate::datapath::gc::FlowKeeper;
 use crate::datapath::host::HostSide;
@@ -208,7 +208,7 @@ impl Agent {
         let programs = Arc::new(Programs::new(fs.clone(), cache, features.clone()));
         let (v6_range, v4_range) = ranges(&options, &*store)?;
         let mtu = mtu(&options, &netlink).await?;
-        let (records, rules) = persist::load(&*store)?;
+        let loaded = persist::load(&*store)?;
         let ipam = Ipam::new(v6_range, v4_range, options.enable_ipv4, SLOT_FIRST..SLOT_NODES);
         let host = HostSide {
             v6_range,
@@ -230,8 +230,10 @@ impl Agent {
         }
         let mode = enforcement(options.enable_policy);
         let (world, readers) = World::new(Initial {
-            records,
-            rules,
+            records: loaded.records,
+            rules: loaded.rules,
+            services: loaded.services,
+            nodes: loaded.nodes,
             first_policy: PolicyReconciler::first_free(&tables)?,
             tree: templates.current().tree_hash().into(),
             ipam,
@@ -280,7 +282,7 @@ impl Agent {
             readers: readers.clone(),
             events,
             endpoint_status: endpoint_status.clone(),
-            ipcache_status,
+            ipcache_status: ipcache_status.clone(),
             persisted,
             facts,
             endpoints: Arc::clone(&endpoints),
@@ -313,13 +315,14 @@ impl Agent {
         tokio::spawn(persist::follow(store, readers.clone(), persisted_tx));
         // Removals wait for rows, and must not keep writes from being made.
         tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
-        let ipcache = Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables), endpoint_status.clone()));
+        let ipcache =
+            Arc::new(IpcacheReconciler::new(Arc::clone(&agent.tables), Arc::clone(&agent.endpoints.rows), endpoint_status.clone()));
         tokio::spawn(drive(ipcache, readers.ipcache.clone(), 64, ipcache_tx));
         agent.remove_leftovers().await;
         tokio::spawn(drive(endpoints, readers.endpoints.clone(), 16, endpoint_tx));
         agent.send_host_addresses().await;
         tokio::spawn(Arc::clone(&agent).follow_changes());
-        tokio::spawn(world.run(queue, endpoint_status));
+        tokio::spawn(world.run(queue, endpoint_status, ipcache_status));
         tokio::spawn(Arc::clone(&agent).sweep_flows());
         tokio::spawn(Arc::clone(&agent).promote());
         if let Some(listener) = metrics_listener {
@@ -396,8 +399,8 @@ impl Agent {
     async fn devices_changed(&self) -> Result<(), String> {
         let shape = self.host_shape(&self.templates.current()).await?;
         self.set_up_devices(&self.endpoints.fs, &shape).await.map_err(|e| e.to_string())?;
-        let devices = self.devices.lock().await;
-        devices.renew(&self.tables, &self.endpoints.rows).map_err(|e| e.to_string())
+        let _devices = self.devices.lock().await;
+        renew(&self.tables, &self.endpoints.rows).map_err(|e| e.to_string())
     }
 
     /// Router addresses and every address of the node, loopback and link-local ones apart.

@@ -2,19 +2,23 @@
 //! The control loop: the one task that writes desired state.
 
 mod change;
+mod outside;
 
 pub use change::{Change, Planned};
+pub use outside::Known;
 
 use crate::ipam::{Ipam, IpamError, Wish};
 use crate::reconcile::{Status, Statuses};
 use crate::state::*;
 use crate::table::{Reader, Revision, Writer, table};
 use pilus_api::types::LogEntry;
-use pilus_model::abi::{self, POLICY_FIRST, POLICY_OPEN, RULE_RECORDS, Reserved, SLOT_HOST, SLOT_WORLD};
+use pilus_model::abi::{self, POLICY_FIRST, POLICY_OPEN, RULE_RECORDS, Reserved};
 use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
-use pilus_model::identity::{IdentityAllocator, NumericIdentity, PrefixIdentities, reserved_identities};
+use pilus_model::identity::{IdentityAllocator, NumericIdentity, reserved_identities};
 use pilus_model::label::{Labels, Source};
-use pilus_model::policy::{self, Direction, DirectionPolicy, EnforcementMode, Engine, Room, Rule, Subject};
+use pilus_model::policy::{
+    self, Direction, DirectionPolicy, EnforcementMode, Engine, PortNames, Room, Rule, Service, ServiceName, Services,
+};
 use pilus_model::prefix::Prefix;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -39,6 +43,10 @@ pub enum ControlError {
     Labels(String),
     #[error("{0}; nothing was imported")]
     TooLarge(String),
+    #[error("{0}; nothing was changed")]
+    Refused(String),
+    #[error("address {ip} belongs to node {by}; take it from that one first")]
+    AddressTaken { ip: IpAddr, by: String },
     #[error("the agent is stopping")]
     Stopping,
 }
@@ -56,6 +64,7 @@ pub struct AddEndpoint {
     pub mac: Option<[u8; 6]>,
     pub mtu: Option<u16>,
     pub own: Option<bool>,
+    pub ports: PortNames,
 }
 
 /// What an accepted request gives: the endpoint and the table revision that holds the change.
@@ -91,6 +100,10 @@ pub enum Event {
     /// `None`: all rules.
     DeletePolicy(Option<Labels>, Reply<(usize, RuleSet)>),
     Enforcement(EnforcementMode, Reply<u64>),
+    /// `None`: it is no more.
+    Service(ServiceName, Option<Service>, Reply<Known<Service>>),
+    /// Another node; `None`: it is no more.
+    Node(String, Option<NodeRecord>, Reply<Known<NodeRecord>>),
     /// A copy of the engine, to ask it.
     Engine(Reply<Box<Engine>>),
     /// A template tree that was checked is the one to run from now on.
@@ -105,6 +118,8 @@ pub enum Event {
 pub struct Initial {
     pub records: Vec<EndpointRecord>,
     pub rules: RuleSet,
+    pub services: Services,
+    pub nodes: BTreeMap<String, NodeRecord>,
     /// First policy id that no row or block of the kernel uses.
     pub first_policy: u32,
     pub tree: Arc<str>,
@@ -127,6 +142,8 @@ pub struct Readers {
     pub ipcache: Reader<IpcachePrefix, IpcacheSpec>,
     pub identities: Reader<NumericIdentity, Arc<Labels>>,
     pub rules: Reader<(), RuleSet>,
+    pub services: Reader<ServiceName, Service>,
+    pub nodes: Reader<String, NodeRecord>,
     pub status: Reader<EndpointId, EndpointStatus>,
 }
 
@@ -160,8 +177,8 @@ pub struct World {
     policy_ids: HashMap<(Direction, Arc<DirectionPolicy>), u32>,
     reserved: BTreeSet<IpAddr>,
     host: BTreeSet<IpAddr>,
-    /// Prefixes of rules as the ipcache has them, and the node's own, in which rules match nothing.
-    prefixes: BTreeMap<IpcachePrefix, NumericIdentity>,
+    outside: outside::Outside,
+    /// The node's own, in which rules about prefixes match nothing.
     ranges: Vec<Prefix>,
     wanted: BTreeMap<EndpointId, Revision>,
     pending: BTreeMap<EndpointId, change::Pending>,
@@ -173,6 +190,8 @@ pub struct World {
     ipcache: Writer<IpcachePrefix, IpcacheSpec>,
     identity_table: Writer<NumericIdentity, Arc<Labels>>,
     rules: Writer<(), RuleSet>,
+    services: Writer<ServiceName, Service>,
+    nodes: Writer<String, NodeRecord>,
     status: Writer<EndpointId, EndpointStatus>,
 }
 
@@ -185,6 +204,8 @@ impl World {
         let (ipcache, r_ipcache) = table();
         let (identity_table, r_identities) = table();
         let (rules, r_rules) = table();
+        let (services, r_services) = table();
+        let (nodes, r_nodes) = table();
         let (status, r_status) = table();
         let readers = Readers {
             endpoints: r_endpoints,
@@ -193,6 +214,8 @@ impl World {
             ipcache: r_ipcache,
             identities: r_identities,
             rules: r_rules,
+            services: r_services,
+            nodes: r_nodes,
             status: r_status,
         };
         let rule_list = initial.rules.rules.iter().map(|r| (**r).clone()).collect();
@@ -207,7 +230,7 @@ impl World {
             policy_ids: HashMap::new(),
             reserved: BTreeSet::new(),
             host: BTreeSet::new(),
-            prefixes: BTreeMap::new(),
+            outside: outside::Outside::default(),
             ranges: initial.ranges.iter().filter_map(|r| Prefix::new(r.ip, r.len).ok()).collect(),
             wanted: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -218,6 +241,8 @@ impl World {
             ipcache,
             identity_table,
             rules,
+            services,
+            nodes,
             status,
         };
         for identity in reserved_identities() {
@@ -227,6 +252,16 @@ impl World {
             world.ipcache.upsert(range, IpcacheSpec { identity: Reserved::Unknown.into(), slot: 0, after: Revision::default() });
         }
         world.rules.upsert((), initial.rules);
+        for (name, service) in initial.services {
+            if let Err(e) = world.set_service(name.clone(), Some(service)) {
+                tracing::error!(namespace = name.0, service = name.1, error = %e, "service of before is not known");
+            }
+        }
+        for (name, node) in initial.nodes {
+            if let Err(e) = world.set_node(name.clone(), Some(node)) {
+                tracing::error!(node = name, error = %e, "node of before is not known");
+            }
+        }
         for record in initial.records {
             world.restore(record);
         }
@@ -236,6 +271,8 @@ impl World {
         world.ipcache.set_initialised();
         world.identity_table.set_initialised();
         world.rules.set_initialised();
+        world.services.set_initialised();
+        world.nodes.set_initialised();
         (world, readers)
     }
 
@@ -263,8 +300,13 @@ impl World {
         self.put(Arc::new(record), 0);
     }
 
-    /// Runs until every sender is gone. `statuses` tell how far the endpoints are.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut statuses: Statuses<EndpointId>) {
+    /// Runs until every sender is gone. The statuses tell how far the kernel is.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut statuses: Statuses<EndpointId>,
+        mut addresses: Statuses<IpcachePrefix>,
+    ) {
         loop {
             tokio::select! {
                 event = events.recv() => {
@@ -281,8 +323,13 @@ impl World {
                     if changed.is_err() {
                         return;
                     }
-                    let now = Arc::clone(&statuses.borrow_and_update());
-                    self.learn(&now);
+                    self.see(&mut statuses, &mut addresses);
+                }
+                changed = addresses.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.see(&mut statuses, &mut addresses);
                 }
             }
         }
@@ -358,6 +405,20 @@ impl World {
                 let revision = self.revision();
                 after.push(Box::new(move |_| drop(reply.send(Ok(revision)))));
             }
+            Event::Service(name, service, reply) => match self.set_service(name, service) {
+                Ok(before) => after.push(Box::new(move |w| {
+                    let (table, endpoints) = (w.services.reader().snapshot().revision, w.endpoints.reader().snapshot().revision);
+                    drop(reply.send(Ok(Known { before, table, endpoints })));
+                })),
+                Err(e) => drop(reply.send(Err(e))),
+            },
+            Event::Node(name, node, reply) => match self.set_node(name, node) {
+                Ok(before) => after.push(Box::new(move |w| {
+                    let (table, endpoints) = (w.nodes.reader().snapshot().revision, w.endpoints.reader().snapshot().revision);
+                    drop(reply.send(Ok(Known { before, table, endpoints })));
+                })),
+                Err(e) => drop(reply.send(Err(e))),
+            },
             Event::Engine(reply) => drop(reply.send(Ok(Box::new(self.engine.clone())))),
             Event::Tree(tree, reply) => {
                 self.tree = tree;
@@ -423,7 +484,7 @@ impl World {
                     && add.mac.is_none_or(|mac| r.mac == mac)
                     && add.mtu.is_none_or(|mtu| r.mtu == mtu)
                     && add.own.is_none_or(|own| r.own == own);
-                if same && r.netns == add.netns && r.ifname == add.ifname && r.labels == add.labels {
+                if same && r.netns == add.netns && r.ifname == add.ifname && r.labels == add.labels && r.ports == add.ports {
                     return Ok((Arc::clone(r), true));
                 }
                 return Err(ControlError::NameTaken { name: add.name, by: r.id, netns: r.netns.clone() });
@@ -459,6 +520,7 @@ impl World {
             mtu: add.mtu.unwrap_or(self.mtu),
             own: add.own.unwrap_or(self.own),
             options: EndpointOptions::default(),
+            ports: add.ports,
         });
         self.status.upsert(
             record.id,
@@ -526,15 +588,6 @@ impl World {
         }
     }
 
-    fn host_addresses(&mut self, now: BTreeSet<IpAddr>) {
-        let gone: Vec<_> = self.host.difference(&now).map(|ip| IpcachePrefix::address(*ip)).collect();
-        let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16, after: Revision::default() };
-        let new = now.difference(&self.host).map(|ip| (IpcachePrefix::address(*ip), spec)).collect();
-        self.ipcache.batch(new, &gone);
-        self.host = now;
-        self.settle_prefixes();
-    }
-
     /// Writes an endpoint's row, with its policy as it stands.
     fn put(&mut self, record: Arc<EndpointRecord>, regeneration: u64) {
         let id = record.id;
@@ -542,7 +595,7 @@ impl World {
             Some(old) => EndpointSpec { record, tree: Arc::clone(&self.tree), regeneration: old.regeneration.max(regeneration), ..old },
             None => {
                 // Reconcilers never see a row without its policy.
-                let [policy_in, policy_out] = self.policies_of(&record.labels);
+                let [policy_in, policy_out] = self.policies_of(&record);
                 let policy_revision = self.revision();
                 EndpointSpec { record, policy_in, policy_out, policy_revision, tree: Arc::clone(&self.tree), regeneration }
             }
@@ -567,10 +620,10 @@ impl World {
         self.dirty = true;
     }
 
-    /// Ids of the ingress and egress policy of these labels. A policy that is new is in the table when this returns; the
+    /// Ids of the ingress and egress policy of an endpoint. A policy that is new is in the table when this returns; the
     /// reconciler keeps an old one until no row refers to it.
-    fn policies_of(&mut self, labels: &Labels) -> [u32; 2] {
-        let subject = Subject::from(labels.clone());
+    fn policies_of(&mut self, record: &EndpointRecord) -> [u32; 2] {
+        let subject = record.subject();
         let p = self.engine.policy(&subject).unwrap_or_else(|| self.engine.add_subject(subject));
         [(Direction::Ingress, p.ingress), (Direction::Egress, p.egress)].map(|key| {
             if matches!(*key.1, DirectionPolicy::Open) {
@@ -591,67 +644,38 @@ impl World {
         self.engine.repository().revision().0
     }
 
-    /// Brings the identities of prefixes that rules name, and their rows, up to date. Containers and the host keep theirs.
-    fn settle_prefixes(&mut self) {
-        let free = |prefix: &Prefix| !self.ranges.iter().any(|r| r.covers(*prefix));
-        let wanted: BTreeMap<IpcachePrefix, (NumericIdentity, Prefix)> = self
-            .engine
-            .prefixes()
-            .iter()
-            .filter(|(prefix, _)| free(prefix))
-            .map(|(prefix, id)| (IpcachePrefix { ip: prefix.ip(), len: prefix.length() }, (id, prefix)))
-            .filter(|(row, _)| *row != IpcachePrefix::address(row.ip) || !self.host.contains(&row.ip))
-            .collect();
-        let mut gone: Vec<IpcachePrefix> = Vec::new();
-        for (row, id) in &self.prefixes {
-            if wanted.get(row).is_none_or(|(now, _)| now != id) {
-                gone.push(*row);
-                if id.is_reserved() {
-                    let fixed = pilus_model::identity::reserved_labels(id.reserved().unwrap_or(Reserved::World));
-                    self.identity_table.upsert(*id, Arc::new(fixed));
-                } else {
-                    self.identity_table.remove(id);
-                }
-            }
-        }
-        for row in &gone {
-            self.prefixes.remove(row);
-        }
-        let after = self.endpoints.reader().snapshot().revision;
-        let mut new = Vec::new();
-        for (row, (id, prefix)) in wanted {
-            if self.prefixes.insert(row, id).is_none() {
-                self.identity_table.upsert(id, Arc::new(PrefixIdentities::labels(prefix)));
-                new.push((row, IpcacheSpec { identity: id, slot: SLOT_WORLD as u16, after }));
-            }
-        }
-        gone.retain(|row| *row != IpcachePrefix::address(row.ip) || !self.host.contains(&row.ip));
-        self.ipcache.batch(new, &gone);
-    }
-
     /// Brings policies and endpoint rows up to the rules and identities that are known now.
     fn settle(&mut self) {
-        if !std::mem::take(&mut self.dirty) {
-            return;
+        while std::mem::take(&mut self.dirty) {
+            self.settle_once();
         }
+    }
+
+    fn settle_once(&mut self) {
         let rows = self.endpoints.rows();
         let revision = self.revision();
-        let mut memo: HashMap<&Labels, [u32; 2]> = HashMap::new();
+        let mut names: BTreeMap<NumericIdentity, PortNames> = BTreeMap::new();
+        for record in rows.values().map(|spec| &spec.record) {
+            let of = names.entry(record.identity).or_default();
+            record.ports.iter().for_each(|(name, ports)| of.entry(name.clone()).or_default().extend(ports));
+        }
+        names.into_iter().for_each(|(identity, ports)| self.engine.set_peer_ports(identity, ports));
+        let mut memo: HashMap<(&Labels, &PortNames), [u32; 2]> = HashMap::new();
         let mut specs = Vec::with_capacity(rows.len());
         for (id, spec) in rows.iter() {
-            let labels = &spec.record.labels;
-            let [policy_in, policy_out] = match memo.get(labels) {
+            let subject = (&spec.record.labels, &spec.record.ports);
+            let [policy_in, policy_out] = match memo.get(&subject) {
                 Some(ids) => *ids,
                 None => {
-                    let ids = self.policies_of(labels);
-                    memo.insert(labels, ids);
+                    let ids = self.policies_of(&spec.record);
+                    memo.insert(subject, ids);
                     ids
                 }
             };
             let new = EndpointSpec { policy_in, policy_out, policy_revision: revision, ..spec.clone() };
             specs.push((*id, new, [policy_in == POLICY_OPEN, policy_out == POLICY_OPEN]));
         }
-        self.engine.retain_subjects(|s| memo.contains_key(&s.labels));
+        self.engine.retain_subjects(|s| memo.contains_key(&(&s.labels, &s.ports)));
         let used: BTreeSet<u32> = memo.values().flatten().copied().collect();
         let gone: Vec<u32> = self.policy_ids.values().filter(|id| !used.contains(id)).copied().collect();
         self.policy_ids.retain(|_, id| used.contains(id));
@@ -672,7 +696,7 @@ impl World {
             }
         }
         self.policies.batch(Vec::new(), &gone);
-        self.settle_prefixes();
+        self.settle_outside();
     }
 
     /// Takes over what the endpoint reconciler says.

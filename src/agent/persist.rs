@@ -3,10 +3,11 @@
 
 use crate::control::Readers;
 use crate::kvstore::{Batch, Store, StoreError};
-use crate::state::{EndpointRecord, EndpointSpec, RuleSet};
+use crate::state::{EndpointRecord, EndpointSpec, NodeRecord, RuleSet};
 use crate::table::Revision;
 use pilus_model::endpoint::EndpointId;
-use pilus_model::policy::Rule;
+use pilus_model::policy::{Rule, Service, Services};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use tokio::sync::watch;
 
 const ENDPOINTS: &str = "endpoint/";
 const RULES: &str = "policy";
+const SERVICES: &str = "service/";
+const NODES: &str = "remote-node/";
 
 /// Table revisions that are safe on disk.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,8 @@ pub struct Persisted {
     /// Changes that are planned.
     pub planned: Revision,
     pub rules: u64,
+    pub services: Revision,
+    pub nodes: Revision,
     /// The rules of that revision.
     pub rule_set: RuleSet,
     /// The last write failed: nothing may be acknowledged.
@@ -39,11 +44,30 @@ fn bad(key: &str, e: impl std::fmt::Display) -> StoreError {
 }
 
 /// What an earlier agent left.
-pub fn load(store: &dyn Store) -> Result<(Vec<EndpointRecord>, RuleSet), StoreError> {
-    let mut records = Vec::new();
-    for (key, value) in store.list(ENDPOINTS)? {
-        records.push(serde_json::from_slice(&value).map_err(|e| bad(&key, e))?);
-    }
+pub struct Loaded {
+    pub records: Vec<EndpointRecord>,
+    pub rules: RuleSet,
+    pub services: Services,
+    pub nodes: BTreeMap<String, NodeRecord>,
+}
+
+fn all<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<(String, T)>, StoreError> {
+    let read = |(key, value): (String, Vec<u8>)| match serde_json::from_slice(&value) {
+        Ok(value) => Ok((key.strip_prefix(prefix).unwrap_or(&key).to_owned(), value)),
+        Err(e) => Err(bad(&key, e)),
+    };
+    store.list(prefix)?.into_iter().map(read).collect()
+}
+
+/// Reads what an earlier agent left.
+pub fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
+    let records = all(store, ENDPOINTS)?.into_iter().map(|(_, record)| record).collect();
+    let service = |(key, service): (String, Service)| {
+        let (namespace, name) = key.split_once('/').unwrap_or(("default", &key));
+        ((namespace.to_owned(), name.to_owned()), service)
+    };
+    let services = all(store, SERVICES)?.into_iter().map(service).collect();
+    let nodes = all(store, NODES)?.into_iter().collect();
     let rules = match store.get(RULES)? {
         Some(value) => {
             let stored: StoredRules = serde_json::from_slice(&value).map_err(|e| bad(RULES, e))?;
@@ -51,7 +75,7 @@ pub fn load(store: &dyn Store) -> Result<(Vec<EndpointRecord>, RuleSet), StoreEr
         }
         None => RuleSet::default(),
     };
-    Ok((records, rules))
+    Ok(Loaded { records, rules, services, nodes })
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -69,6 +93,11 @@ fn endpoint_changes(old: &Records, new: &Records, batch: &mut Batch) {
     batch.delete.extend(old.keys().filter(|id| !new.contains_key(id)).map(|id| format!("{ENDPOINTS}{id}")));
 }
 
+fn changes<K: Ord, V: PartialEq + Serialize>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, key: impl Fn(&K) -> String, batch: &mut Batch) {
+    batch.put.extend(new.iter().filter(|(k, v)| old.get(k) != Some(v)).map(|(k, v)| (key(k), encode(v))));
+    batch.delete.extend(old.keys().filter(|k| !new.contains_key(k)).map(key));
+}
+
 /// What the disk should have: endpoints as they are about to be.
 fn records(endpoints: &BTreeMap<EndpointId, EndpointSpec>, planned: &BTreeMap<EndpointId, Option<Arc<EndpointRecord>>>) -> Records {
     let next = |(id, spec): (&EndpointId, &EndpointSpec)| match planned.get(id) {
@@ -80,10 +109,11 @@ fn records(endpoints: &BTreeMap<EndpointId, EndpointSpec>, planned: &BTreeMap<En
 
 /// Follows the tables until their writer is gone.
 pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender<Persisted>) {
-    let Readers { mut endpoints, mut planned, mut rules, .. } = readers;
+    let Readers { mut endpoints, mut planned, mut rules, mut services, mut nodes, .. } = readers;
     let mut stored = Records::new();
     let loaded = rules.snapshot().rows.get(&()).cloned().unwrap_or_default();
     let mut stored_rules = Some(loaded.revision);
+    let (mut stored_services, mut stored_nodes) = (services.snapshot().rows, nodes.snapshot().rows);
     done.send_modify(|p| p.rule_set = loaded);
     loop {
         // In this order: what is no longer planned is in the endpoints.
@@ -97,6 +127,9 @@ pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender
             let rules = rule_set.rules.iter().map(|r| (**r).clone()).collect();
             batch.put.push((RULES.into(), encode(&StoredRules { revision: rule_set.revision, rules })));
         }
+        let (known_services, known_nodes) = (services.take(), nodes.take());
+        changes(&stored_services, &known_services.rows, |(namespace, name)| format!("{SERVICES}{namespace}/{name}"), &mut batch);
+        changes(&stored_nodes, &known_nodes.rows, |name| format!("{NODES}{name}"), &mut batch);
         let written = if batch.is_empty() {
             Ok(())
         } else {
@@ -107,8 +140,16 @@ pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender
             Ok(()) => {
                 stored = next;
                 stored_rules = Some(rule_set.revision);
-                let (endpoints, planned) = (snapshot.revision, plan.revision);
-                done.send_replace(Persisted { endpoints, planned, rules: rule_set.revision, rule_set, failing: false });
+                (stored_services, stored_nodes) = (known_services.rows, known_nodes.rows);
+                done.send_replace(Persisted {
+                    endpoints: snapshot.revision,
+                    planned: plan.revision,
+                    rules: rule_set.revision,
+                    services: known_services.revision,
+                    nodes: known_nodes.revision,
+                    rule_set,
+                    failing: false,
+                });
             }
             Err(e) => {
                 tracing::error!(error = %e, "state is not saved");
@@ -121,6 +162,8 @@ pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender
             more = endpoints.changed() => if !more { return },
             more = planned.changed() => if !more { return },
             more = rules.changed() => if !more { return },
+            more = services.changed() => if !more { return },
+            more = nodes.changed() => if !more { return },
         }
     }
 }

@@ -7,8 +7,9 @@ use pilus_codegen::Build;
 use pilus_model::endpoint::{EndpointId, EndpointState};
 use pilus_model::identity::NumericIdentity;
 use pilus_model::label::Labels;
-use pilus_model::policy::{Direction, DirectionPolicy, Rule};
+use pilus_model::policy::{Direction, DirectionPolicy, PortNames, Rule, Subject};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,9 +32,16 @@ pub struct EndpointRecord {
     pub mtu: u16,
     pub own: bool,
     pub options: EndpointOptions,
+    /// Names of its ports.
+    #[serde(default)]
+    pub ports: PortNames,
 }
 
 impl EndpointRecord {
+    /// What its policy follows from.
+    pub fn subject(&self) -> Subject {
+        Subject { labels: self.labels.clone(), ports: self.ports.clone() }
+    }
     pub fn build(&self) -> Build {
         if self.own { Build::Own } else { Build::Shared }
     }
@@ -72,6 +80,14 @@ impl Default for EndpointOptions {
     fn default() -> Self {
         Self { trace: Trace::Off, drops: true, verdicts: false, audit: false }
     }
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub addresses: BTreeSet<IpAddr>,
+    /// With what says that it is a node.
+    pub labels: Arc<Labels>,
 }
 
 /// An endpoint as it should be.

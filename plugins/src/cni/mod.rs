@@ -158,6 +158,7 @@ async fn add(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Valu
         mtu: conf.mtu,
         container_id: Some(attachment.container.clone()),
         build: None,
+        ports: Vec::new(),
     };
     let (put, repeated) = agent.call(|| agent.client.put_endpoint(&request, true)).await.map_err(|e| failure(&what(), &e))?;
     if !put.created && !repeated {

@@ -83,6 +83,7 @@ mod tests {
             state: "ready".into(),
             identity: IdentityModel { id: 256, labels: Vec::new() },
             labels: Vec::new(),
+            ports: Vec::new(),
             ipv6: Some("fd00::5".parse().unwrap()),
             ipv4: Some("10.0.0.5".parse().unwrap()),
             interface: InterfaceModel {

@@ -161,15 +161,15 @@ impl Devices {
         }
         Ok(names)
     }
+}
 
-    /// Has every flow with the world routed anew.
-    pub fn renew(&self, tables: &Tables, rows: &RowWriter) -> Result<(), DeviceError> {
-        rows.renew(&tables.endpoint, SLOT_WORLD)?;
-        for (_, entry) in tables.device.entries()? {
-            rows.renew(&tables.endpoint, entry.slot)?;
-        }
-        Ok(())
+/// Has every flow with the world judged and routed anew.
+pub fn renew(tables: &Tables, rows: &RowWriter) -> Result<(), pilus_loader::Error> {
+    rows.renew(&tables.endpoint, SLOT_WORLD)?;
+    for (_, entry) in tables.device.entries()? {
+        rows.renew(&tables.endpoint, entry.slot)?;
     }
+    Ok(())
 }
 
 /// Takes our program, and nobody else's, from a device.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who is behind an address, in the kernel.
 
-use super::Tables;
+use super::rows::RowWriter;
+use super::{Tables, devices};
 use crate::reconcile::{Reconcile, Status, Statuses};
 use crate::state::{IpcachePrefix, IpcacheSpec};
 use crate::table::Revision;
 use pilus_loader::Error;
-use pilus_model::abi::IpcacheEntry;
+use pilus_model::abi::{IpcacheEntry, SLOT_WORLD};
 use pilus_model::endpoint::EndpointId;
 use pilus_model::ipcache::{exact_address, exact_key, lpm_key, lpm_prefix};
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 pub struct IpcacheReconciler {
     tables: Arc<Tables>,
+    rows: Arc<RowWriter>,
     endpoints: Statuses<EndpointId>,
 }
 
@@ -26,8 +28,13 @@ pub enum IpcacheError {
 }
 
 impl IpcacheReconciler {
-    pub fn new(tables: Arc<Tables>, endpoints: Statuses<EndpointId>) -> Self {
-        Self { tables, endpoints }
+    pub fn new(tables: Arc<Tables>, rows: Arc<RowWriter>, endpoints: Statuses<EndpointId>) -> Self {
+        Self { tables, rows, endpoints }
+    }
+
+    /// Who is behind an address of the world decides about flows that are open too: they are judged anew.
+    fn judge_anew(&self, slot: u16) -> Result<(), Error> {
+        if u32::from(slot) == SLOT_WORLD { devices::renew(&self.tables, &self.rows) } else { Ok(()) }
     }
 
     /// Waits until every endpoint that there is has its row as of a revision, or cannot have it.
@@ -59,16 +66,23 @@ impl Reconcile for IpcacheReconciler {
             let key = lpm_key(key.ip, key.len).map_err(|e| IpcacheError::Prefix(e.to_string()))?;
             self.tables.ipcache_lpm.put(&key, &entry)?;
         }
+        self.judge_anew(value.slot)?;
         Ok(())
     }
 
     async fn delete(&self, key: &IpcachePrefix) -> Result<(), IpcacheError> {
-        if is_address(key) {
-            self.tables.ipcache.delete(&exact_key(key.ip))?;
+        let old = if is_address(key) {
+            let key = exact_key(key.ip);
+            let old = self.tables.ipcache.get(&key)?;
+            self.tables.ipcache.delete(&key)?;
+            old
         } else {
-            let key = lpm_key(key.ip, key.len).map_err(|e| IpcacheError::Prefix(e.to_string()))?;
-            self.tables.ipcache_lpm.delete(&key)?;
-        }
+            let lpm = lpm_key(key.ip, key.len).map_err(|e| IpcacheError::Prefix(e.to_string()))?;
+            self.tables.ipcache_lpm.delete(&lpm)?;
+            // Only prefixes of the world come and go.
+            Some(IpcacheEntry { slot: SLOT_WORLD as u16, ..IpcacheEntry::default() })
+        };
+        self.judge_anew(old.map_or(0, |entry| entry.slot))?;
         Ok(())
     }
 

@@ -15,8 +15,9 @@ use axum::response::{IntoResponse, Response};
 use pilus_api::types::*;
 use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
 use pilus_model::label::{Labels, Source};
+use pilus_model::policy::{Port, PortNames};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -110,6 +111,7 @@ pub fn model(agent: &Agent, spec: &EndpointSpec) -> EndpointModel {
         state: state.to_string(),
         identity: IdentityModel { id: r.identity.get(), labels: labels.clone() },
         labels,
+        ports: named_ports(&r.ports),
         ipv6: Some(r.ipv6),
         ipv4: r.ipv4,
         interface: InterfaceModel {
@@ -193,6 +195,35 @@ fn user_labels(texts: &[String], field: &str) -> Result<Labels, Failure> {
     }
 }
 
+/// Protocols whose ports have names.
+const NAMED: [(&str, u8); 3] = [("tcp", 6), ("udp", 17), ("sctp", 132)];
+
+fn named_ports(names: &PortNames) -> Vec<NamedPort> {
+    let text = |proto: u8| NAMED.iter().find(|(_, n)| *n == proto).map_or_else(|| proto.to_string(), |(name, _)| (*name).to_owned());
+    let one = |(name, ports): (&String, &BTreeSet<(u16, u8)>)| -> Vec<NamedPort> {
+        ports.iter().map(|(port, proto)| NamedPort { name: name.clone(), port: *port, protocol: text(*proto) }).collect()
+    };
+    names.iter().flat_map(one).collect()
+}
+
+fn port_names(ports: &[NamedPort]) -> Result<PortNames, Failure> {
+    let mut names = PortNames::new();
+    for (n, port) in ports.iter().enumerate() {
+        let bad = |field: &str, what: String| Err(Failure::invalid(&format!("ports[{n}].{field}"), what));
+        if !Port::good_name(&port.name) {
+            return bad("name", format!("`{}` is no name of a port: 1 to 15 of a-z, 0-9 and `-`, with a letter", port.name));
+        }
+        if port.port == 0 {
+            return bad("port", "takes 1 to 65535".into());
+        }
+        let Some((_, proto)) = NAMED.iter().find(|(name, _)| name.eq_ignore_ascii_case(&port.protocol)) else {
+            return bad("protocol", format!("`{}`: takes tcp, udp or sctp", port.protocol));
+        };
+        names.entry(port.name.clone()).or_default().insert((port.port, *proto));
+    }
+    Ok(names)
+}
+
 fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
     match reference(id)? {
         EndpointRef::Name(name) if name == request.name => {}
@@ -244,6 +275,7 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
         mac,
         mtu: request.mtu,
         own: request.build.map(|b| b == Build::Own),
+        ports: port_names(&request.ports)?,
     })
 }
 
@@ -309,7 +341,7 @@ async fn known_to_all(agent: &Agent, accepted: &Accepted) -> Result<(), Failure>
 }
 
 /// Waits until every endpoint that can has the row of this revision.
-async fn rows_written(agent: &Agent, revision: Revision) -> Result<(), Failure> {
+pub async fn rows_written(agent: &Agent, revision: Revision) -> Result<(), Failure> {
     let live: Vec<_> = agent.facts.snapshot().rows.keys().copied().collect();
     let mut statuses = agent.endpoint_status.clone();
     let settled = statuses.wait_for(|s| live.iter().all(|id| s.get(id).is_none_or(|s| s.tried(revision))));
@@ -437,6 +469,22 @@ pub async fn patch_labels(
     let add = user_labels(&request.add, "add")?;
     let accepted = change(&agent, reference(&id)?, Change::Labels { add, delete: request.delete }).await?;
     Ok(Json(answer(&agent, &accepted).await?))
+}
+
+pub async fn ports(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<Vec<NamedPort>>, Failure> {
+    Ok(Json(named_ports(&find(&agent, &id)?.record.ports)))
+}
+
+pub async fn put_ports(
+    State(agent): State<App>,
+    Path(id): Path<String>,
+    Body(request): Body<Vec<NamedPort>>,
+) -> Result<Json<Vec<NamedPort>>, Failure> {
+    let names = port_names(&request)?;
+    let apply = Box::new(move |record: &mut EndpointRecord| record.ports = names);
+    let accepted = change(&agent, reference(&id)?, Change::Options(apply)).await?;
+    rows_written(&agent, accepted.revision).await?;
+    Ok(Json(named_ports(&accepted.record.ports)))
 }
 
 pub async fn regenerate(State(agent): State<App>, Path(id): Path<String>) -> Result<Json<EndpointModel>, Failure> {

@@ -8,6 +8,7 @@ mod maps;
 mod node;
 mod policy;
 mod preview;
+mod tables;
 mod template;
 
 use crate::agent::Agent;
@@ -64,6 +65,10 @@ impl From<ControlError> for Failure {
             ControlError::Ipam(_) => Self::new(StatusCode::CONFLICT, "conflict", e),
             ControlError::Labels(_) => Self::invalid("labels", e),
             ControlError::TooLarge(_) => Self::invalid("toPorts", e),
+            ControlError::Refused(_) => Self::new(StatusCode::CONFLICT, "conflict", e),
+            ControlError::AddressTaken { .. } => {
+                Self(StatusCode::CONFLICT, ApiError { code: "conflict".into(), message: e.to_string(), field: Some("addresses".into()) })
+            }
             ControlError::Identity(_) | ControlError::Stopping => Self::failed(e),
         }
     }
@@ -113,6 +118,7 @@ pub fn router(agent: App) -> Router {
         .route("/v1/endpoint/{id}", get(endpoint::show).put(endpoint::add).patch(endpoint::patch_options).delete(endpoint::delete))
         .route("/v1/endpoint/{id}/config", get(endpoint::config).patch(endpoint::patch_options))
         .route("/v1/endpoint/{id}/labels", get(endpoint::labels).patch(endpoint::patch_labels))
+        .route("/v1/endpoint/{id}/ports", get(endpoint::ports).put(endpoint::put_ports))
         .route("/v1/endpoint/{id}/log", get(endpoint::log))
         .route("/v1/endpoint/{id}/healthz", get(endpoint::health))
         .route("/v1/endpoint/{id}/header", get(endpoint::header))
@@ -126,6 +132,10 @@ pub fn router(agent: App) -> Router {
         .route("/v1/policy/validate", post(preview::validate))
         .route("/v1/policy/explain", post(preview::explain))
         .route("/v1/policy/diff", post(preview::diff))
+        .route("/v1/service", get(tables::services))
+        .route("/v1/service/{id}", get(tables::show_service).put(tables::put_service).delete(tables::delete_service))
+        .route("/v1/node", get(tables::nodes))
+        .route("/v1/node/{name}", get(tables::show_node).put(tables::put_node).delete(tables::delete_node))
         .route("/v1/map", get(maps::list))
         .route("/v1/map/{name}", get(maps::show).delete(maps::flush))
         .route("/v1/flows", get(flows::follow))

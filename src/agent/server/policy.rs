@@ -97,7 +97,7 @@ fn waiting(agent: &Agent, revision: u64) -> Vec<String> {
 }
 
 /// Waits until the kernel has every address and prefix that is known now, and no other.
-async fn addresses_told_apart(agent: &Agent) {
+pub async fn addresses_told_apart(agent: &Agent) {
     let wanted = agent.readers.ipcache.snapshot();
     let mut statuses = agent.ipcache_status.clone();
     let done = statuses.wait_for(|s| {

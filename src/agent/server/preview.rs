@@ -15,7 +15,7 @@ use pilus_model::endpoint::{EndpointId, EndpointRef};
 use pilus_model::identity::NumericIdentity;
 use pilus_model::policy::block::{BlockVerdict, lookup_with};
 use pilus_model::policy::input::{self, Options};
-use pilus_model::policy::{Direction, Engine, EntryKey, Half, Party, Subject, Traffic, Verdict, shadowed};
+use pilus_model::policy::{Direction, Engine, EntryKey, Half, Party, Traffic, Verdict, shadowed};
 use pilus_model::prefix::Prefix;
 use std::net::IpAddr;
 
@@ -101,7 +101,7 @@ fn end(agent: &Agent, field: &str, text: &str) -> Result<End, Failure> {
     let rows = agent.readers.endpoints.snapshot().rows;
     if let Some(spec) = find_endpoint(&rows, &reference) {
         let r = &spec.record;
-        let party = Party { identity: r.identity, subject: Some(Subject::from(r.labels.clone())) };
+        let party = Party { identity: r.identity, subject: Some(r.subject()) };
         return Ok(End { party, endpoint: Some((r.id, r.name.clone())) });
     }
     let ip: IpAddr = match reference {
@@ -185,7 +185,7 @@ pub async fn diff(State(agent): State<App>, Body(body): Body<PolicyImport>) -> R
     let changes = apart(move || {
         let changes = engine.diff(new).map_err(|e| Failure::invalid("documents", e))?;
         let change = |c: pilus_model::policy::Change| {
-            let concerned = rows.values().filter(|s| s.record.labels == c.subject.labels);
+            let concerned = rows.values().filter(|s| s.record.subject() == *c.subject);
             let (before, _) = named(&c.before);
             let (after, rule) = named(&c.after);
             PolicyChange {

@@ -5,8 +5,9 @@ use crate::error::{ClientError, one_line};
 use crate::flows::{FlowFilter, Flows};
 use crate::types::{
     ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlushResult, HeaderModel, IdentityModel,
-    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyAnswer, PolicyDiff, PolicyImport, PolicyModel,
-    PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, StatusModel, TemplateResult, TemplateStatus,
+    IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, NamedPort, NodeModel, NodeRequest, PolicyAnswer, PolicyDiff,
+    PolicyImport, PolicyModel, PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, ServiceModel, ServiceRequest, StatusModel,
+    TemplateResult, TemplateStatus,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -155,6 +156,56 @@ impl Client {
     /// `PATCH /v1/endpoint/{id}/labels`.
     pub async fn change_labels(&self, id: &str, change: &LabelsRequest) -> Result<EndpointModel, ClientError> {
         self.call(Method::PATCH, &endpoint_path(id, "/labels"), Some(change)).await
+    }
+
+    /// `GET /v1/endpoint/{id}/ports`.
+    pub async fn endpoint_ports(&self, id: &str) -> Result<Vec<NamedPort>, ClientError> {
+        self.get(&endpoint_path(id, "/ports")).await
+    }
+
+    /// `PUT /v1/endpoint/{id}/ports`: all of them.
+    pub async fn set_endpoint_ports(&self, id: &str, ports: &[NamedPort]) -> Result<Vec<NamedPort>, ClientError> {
+        self.call(Method::PUT, &endpoint_path(id, "/ports"), Some(&ports)).await
+    }
+
+    /// `GET /v1/service`.
+    pub async fn services(&self) -> Result<Vec<ServiceModel>, ClientError> {
+        self.get("/v1/service").await
+    }
+
+    /// `GET /v1/service/{id}`; `id` is `NAMESPACE/NAME`.
+    pub async fn service(&self, id: &str) -> Result<ServiceModel, ClientError> {
+        self.get(&format!("/v1/service/{}", encode(id))).await
+    }
+
+    /// `PUT /v1/service/{id}`: answers when rules follow it.
+    pub async fn put_service(&self, id: &str, service: &ServiceRequest) -> Result<ServiceModel, ClientError> {
+        self.call(Method::PUT, &format!("/v1/service/{}", encode(id)), Some(service)).await
+    }
+
+    /// `DELETE /v1/service/{id}`.
+    pub async fn delete_service(&self, id: &str) -> Result<(), ClientError> {
+        self.call_empty(Method::DELETE, &format!("/v1/service/{}", encode(id))).await.map(drop)
+    }
+
+    /// `GET /v1/node`.
+    pub async fn nodes(&self) -> Result<Vec<NodeModel>, ClientError> {
+        self.get("/v1/node").await
+    }
+
+    /// `GET /v1/node/{name}`.
+    pub async fn node(&self, name: &str) -> Result<NodeModel, ClientError> {
+        self.get(&format!("/v1/node/{}", encode(name))).await
+    }
+
+    /// `PUT /v1/node/{name}`: answers when its addresses are told apart.
+    pub async fn put_node(&self, name: &str, node: &NodeRequest) -> Result<NodeModel, ClientError> {
+        self.call(Method::PUT, &format!("/v1/node/{}", encode(name)), Some(node)).await
+    }
+
+    /// `DELETE /v1/node/{name}`.
+    pub async fn delete_node(&self, name: &str) -> Result<(), ClientError> {
+        self.call_empty(Method::DELETE, &format!("/v1/node/{}", encode(name))).await.map(drop)
     }
 
     /// `GET /v1/endpoint/{id}/log`.

@@ -3,8 +3,9 @@
 
 use crate::types::{
     ApiError, ConfigModel, ConfigPatch, EndpointHealth, EndpointModel, EndpointRequest, FlowEntry, FlowEvent, FlushResult, HeaderModel,
-    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, PolicyAnswer, PolicyDiff, PolicyImport,
-    PolicyModel, PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, StatusModel, TemplateResult, TemplateStatus,
+    IdentityModel, IpamModel, LabelsRequest, Lines, LogEntry, MapInfo, MapModel, MetricModel, NamedPort, NodeModel, NodeRequest,
+    PolicyAnswer, PolicyDiff, PolicyImport, PolicyModel, PolicyQuestion, PolicyRevision, PolicyValidation, PolicyWait, ServiceModel,
+    ServiceRequest, StatusModel, TemplateResult, TemplateStatus,
 };
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -20,6 +21,7 @@ pub fn document() -> Value {
     endpoint(&mut doc);
     addressing(&mut doc);
     policy(&mut doc);
+    tables(&mut doc);
     kernel(&mut doc);
     template(&mut doc);
     doc.finish()
@@ -75,6 +77,13 @@ fn endpoint(doc: &mut Document) {
     doc.route("patch", labels, "patchEndpointLabels", "Adds and removes labels")
         .body::<LabelsRequest>()
         .answer::<EndpointModel>(200, "Endpoint with its new labels")
+        .fails(&[400, 404])
+        .done();
+    let ports = "/v1/endpoint/{id}/ports";
+    doc.get(ports, "getEndpointPorts", "Names of an endpoint's ports").answer::<Vec<NamedPort>>(200, "Ports").fails(&[400, 404]).done();
+    doc.route("put", ports, "putEndpointPorts", "Names an endpoint's ports; answers when rules follow")
+        .body::<Vec<NamedPort>>()
+        .answer::<Vec<NamedPort>>(200, "All of them")
         .fails(&[400, 404])
         .done();
     doc.get("/v1/endpoint/{id}/log", "getEndpointLog", "What happened to an endpoint")
@@ -147,6 +156,28 @@ fn policy(doc: &mut Document) {
         .answer::<PolicyDiff>(200, "Changes")
         .fails(&[400])
         .done();
+}
+
+fn tables(doc: &mut Document) {
+    let (service, node) = ("/v1/service/{id}", "/v1/node/{name}");
+    doc.get("/v1/service", "listServices", "All services").answer::<Vec<ServiceModel>>(200, "Services").done();
+    doc.get(service, "getService", "One service").answer::<ServiceModel>(200, "Service").fails(&[400, 404]).done();
+    doc.route("put", service, "putService", "Makes a service known to rules; answers when they follow it")
+        .body::<ServiceRequest>()
+        .answer::<ServiceModel>(200, "It was known, and is so now")
+        .answer::<ServiceModel>(201, "Known")
+        .fails(&[400, 409])
+        .done();
+    doc.route("delete", service, "deleteService", "Forgets a service").empty(204, "Forgotten").fails(&[400, 404]).done();
+    doc.get("/v1/node", "listNodes", "This node and all that were told of").answer::<Vec<NodeModel>>(200, "Nodes").done();
+    doc.get(node, "getNode", "One node").answer::<NodeModel>(200, "Node").fails(&[404]).done();
+    doc.route("put", node, "putNode", "Makes another node known; answers when its addresses are told apart")
+        .body::<NodeRequest>()
+        .answer::<NodeModel>(200, "It was known, and is so now")
+        .answer::<NodeModel>(201, "Known")
+        .fails(&[400, 409])
+        .done();
+    doc.route("delete", node, "deleteNode", "Forgets another node").empty(204, "Forgotten").fails(&[400, 404]).done();
 }
 
 fn kernel(doc: &mut Document) {
@@ -244,7 +275,9 @@ impl Document {
 fn path_doc(path: &str, name: &str) -> &'static str {
     match name {
         "ip" => "An address",
+        "name" if path.starts_with("/v1/node") => "Name of a node",
         "name" => "Name of a map, e.g. flows",
+        _ if path.starts_with("/v1/service") => "NAMESPACE/NAME of a service, or its name in `default`; the slash as %2F",
         _ if path.starts_with("/v1/identity") => "Number of the identity",
         _ => "Reference of the endpoint: 257, name:NAME, container-id:ID, ipv4:ADDRESS or ipv6:ADDRESS",
     }

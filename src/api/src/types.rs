@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Body of every answer with a status of 400 or more.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
@@ -49,6 +49,79 @@ pub struct EndpointRequest {
     /// `shared` or `own`; the agent's default when absent.
     #[serde(default)]
     pub build: Option<Build>,
+    /// Names of ports, for rules that name them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NamedPort>,
+}
+
+/// A name of an endpoint's port.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedPort {
+    pub name: String,
+    pub port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+}
+
+/// `PUT /v1/service/{id}`: what rules with `toServices` mean by the service.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceRequest {
+    /// Labels `[source:]key[=value]` of the service itself.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Labels of the endpoints behind it, which are in its namespace.
+    #[serde(default)]
+    pub selector: Option<BTreeMap<String, String>>,
+    /// Who is behind a service without a selector.
+    #[serde(default)]
+    pub backends: Vec<ServiceBackend>,
+}
+
+/// One of those behind a service.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceBackend {
+    pub address: IpAddr,
+}
+
+/// A service as the API shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct ServiceModel {
+    /// `NAMESPACE/NAME`.
+    pub id: String,
+    pub namespace: String,
+    pub name: String,
+    pub labels: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<BTreeMap<String, String>>,
+    pub backends: Vec<ServiceBackend>,
+    /// What was taken but may not do what is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// `PUT /v1/node/{name}`: another node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRequest {
+    pub addresses: Vec<IpAddr>,
+    /// Labels `[node:]key[=value]`, for rules with `fromNodes` and `toNodes`.
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
+/// A node as the API shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+pub struct NodeModel {
+    pub name: String,
+    /// The agent's own.
+    pub local: bool,
+    pub addresses: Vec<IpAddr>,
+    pub labels: Vec<String>,
+    /// Number of the identity that its addresses have.
+    pub identity: u32,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
@@ -139,6 +212,9 @@ pub struct EndpointModel {
     pub state: String,
     pub identity: IdentityModel,
     pub labels: Vec<String>,
+    /// Names of its ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NamedPort>,
     pub ipv6: Option<Ipv6Addr>,
     pub ipv4: Option<Ipv4Addr>,
     pub interface: InterfaceModel,

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use pilus_api::client::PolicyScope;
-use pilus_api::types::{EndpointRequest, LabelsRequest, PolicyImport, PolicyQuestion};
+use pilus_api::types::{EndpointRequest, LabelsRequest, NodeRequest, PolicyImport, PolicyQuestion, ServiceRequest};
 use pilus_api::{Client, ClientError, FlowFilter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -59,7 +59,10 @@ async fn client_and_document_know_the_same_operations() {
         c.import_policy(&PolicyImport { documents: vec![] }), c.delete_policy(&PolicyScope::All),
         c.wait_policy(3, Duration::from_secs(1)), c.validate_policy(&PolicyImport { documents: vec![] }),
         c.diff_policy(&PolicyImport { documents: vec![] }),
-        c.explain_policy(&PolicyQuestion { from: "a".into(), to: "b".into(), dport: "80/tcp".into() }), c.maps(), c.map("policy"), c.flush_flows(), c.metrics(), c.flow_table(None), c.flush_flow_table(Some("257")), c.flows(&FlowFilter::default()),
+        c.explain_policy(&PolicyQuestion { from: "a".into(), to: "b".into(), dport: "80/tcp".into() }), c.services(), c.service("a"),
+        c.put_service("a", &ServiceRequest::default()), c.delete_service("a"), c.nodes(), c.node("a"),
+        c.put_node("a", &NodeRequest::default()), c.delete_node("a"), c.endpoint_ports("1"), c.set_endpoint_ports("1", &[]),
+        c.maps(), c.map("policy"), c.flush_flows(), c.metrics(), c.flow_table(None), c.flush_flow_table(Some("257")), c.flows(&FlowFilter::default()),
         c.template_status(), c.check_template(), c.apply_template(), c.debuginfo(), c.cleanup(), c.openapi(),
     }
     let document = pilus_api::openapi::document();
@@ -80,7 +83,8 @@ fn template(request: &str) -> String {
         .iter()
         .enumerate()
         .map(|(n, part)| match (parts[2], n, *part) {
-            ("endpoint" | "identity", 3, _) => "{id}",
+            ("endpoint" | "identity" | "service", 3, _) => "{id}",
+            ("node", 3, _) => "{name}",
             ("ipam", 3, _) => "{ip}",
             ("map", 3, name) if name != "flows" => "{name}",
             (_, _, part) => part,

@@ -368,3 +368,44 @@ fn options_templates_and_cleanup() {
     assert_eq!(agent.ok(&["cleanup", "--yes"]), "removed link a\nremoved map b\n");
     assert_eq!(agent.json(&["cleanup", "--yes"])["lines"][1], "removed map b");
 }
+
+#[test]
+fn services_nodes_and_ports() {
+    let agent = Agent::new();
+    let billing = json!({"id": "default/billing", "namespace": "default", "name": "billing", "labels": ["k8s:kind=outside"],
+        "backends": [{"address": "192.0.2.10"}, {"address": "2001:db8::10"}], "warnings": ["mind this"]});
+    let web = json!({"id": "shop/web", "namespace": "shop", "name": "web", "labels": [], "selector": {"app": "web"}, "backends": []});
+    let far = json!({"name": "far", "local": false, "addresses": ["192.0.2.20"], "labels": ["reserved:remote-node"], "identity": 6});
+    agent
+        .on("GET /v1/service", 200, json!([billing, web]))
+        .on("PUT /v1/service/billing", 201, billing)
+        .on("PUT /v1/service/shop%2Fweb", 201, web)
+        .on("DELETE /v1/service/shop%2Fweb", 204, Value::Null)
+        .on("GET /v1/node", 200, json!([far]))
+        .on("PUT /v1/node/far", 201, far)
+        .on("DELETE /v1/node/far", 204, Value::Null)
+        .on("GET /v1/endpoint/name:web/ports", 200, json!([{"name": "http", "port": 80, "protocol": "tcp"}]))
+        .on("PUT /v1/endpoint/name:web/ports", 200, json!([]));
+    let table = "\
+SERVICE          BY        BEHIND                   LABELS
+default/billing  backends  192.0.2.10,2001:db8::10  k8s:kind=outside
+shop/web         selector  app=web                  -
+";
+    assert_eq!(agent.ok(&["service", "list"]), table);
+    let ran = agent.run(&["service", "update", "billing", "--backend", "192.0.2.10", "--backend", "2001:db8::10"]);
+    assert!(ran.status == Some(0) && ran.err.contains("mind this") && ran.out.contains("Backends"), "{ran:?}");
+    assert!(agent.ok(&["service", "update", "shop/web", "--selector", "app=web"]).contains("app=web"));
+    assert_eq!(agent.ok(&["service", "delete", "shop/web"]), "Deleted service shop/web\n");
+    assert!(
+        agent.ok(&["node", "list"]).contains("far")
+            && agent.ok(&["node", "update", "far", "--address", "192.0.2.20"]).contains("192.0.2.20")
+    );
+    assert_eq!(agent.ok(&["node", "delete", "far"]), "Deleted node far\n");
+    assert!(agent.ok(&["endpoint", "ports", "web"]).contains("http"));
+    agent.ok(&["endpoint", "ports", "web", "--clear"]);
+    for bad in [&["service", "update", "a"] as &[&str], &["node", "update", "a"], &["service", "update", "a", "--backend", "x"]] {
+        assert_eq!(agent.run(bad).status, Some(2), "{bad:?}");
+    }
+    assert_eq!(agent.bodies("PUT /v1/service/shop%2Fweb"), [json!({"labels": [], "selector": {"app": "web"}, "backends": []})]);
+    assert_eq!(agent.bodies("PUT /v1/endpoint/name:web/ports"), [json!([])]);
+}

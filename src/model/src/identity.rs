@@ -2,9 +2,11 @@
 //! Identities: a number for each set of labels.
 
 mod allocator;
+mod nodes;
 mod prefixes;
 
 pub use allocator::{AllocateError, IdentityAllocator};
+pub use nodes::NodeIdentities;
 pub use prefixes::{PrefixIdentities, TooManyPrefixes};
 
 use crate::abi::Reserved;
@@ -100,6 +102,14 @@ impl fmt::Debug for NumericIdentity {
 pub struct Identity {
     pub id: NumericIdentity,
     pub labels: Arc<Labels>,
+}
+
+/// A number that follows from a text unless another one has it: FNV-1a, and from there the next free one.
+fn free_number(text: &str, scope: u32, taken: impl Fn(NumericIdentity) -> bool) -> Option<NumericIdentity> {
+    let hash = text.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    let start = (hash ^ hash >> 16) & 0xffff;
+    let mut ids = (0..=0xffffu32).map(|n| NumericIdentity(scope | ((start + n) & 0xffff).max(1)));
+    ids.find(|id| !taken(*id))
 }
 
 /// Labels of a fixed identity: `reserved:NAME`.

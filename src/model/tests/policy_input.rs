@@ -2,13 +2,11 @@
 //! What the parser takes, and that it refuses the rest with the right line and field.
 
 use pilus_model::label::Labels;
-use pilus_model::policy::input::{Options, parse_with};
+use pilus_model::policy::input;
 use pilus_model::policy::{Entity, InputError, ObjectKind, Protocol, Rule};
 
-const TABLES: Options = Options { l7: false, tables: true };
-
 fn parse(text: &str) -> Result<Vec<Rule>, Vec<InputError>> {
-    parse_with("t.yaml", text, TABLES)
+    input::parse("t.yaml", text)
 }
 
 fn rules(text: &str) -> Vec<Rule> {

@@ -148,20 +148,6 @@ fn rules_about_what_is_said_need_a_proxy() {
 }
 
 #[test]
-fn names_need_tables() {
-    for (direction, fields, path) in [
-        ("ingress", "toPorts: [{ports: [{port: http}]}]", "toPorts[0].ports[0].port"),
-        ("egressDeny", "toServices: [{k8sService: {serviceName: a}}]", "toServices"),
-        ("ingress", "fromNodes: []", "fromNodes"),
-    ] {
-        let found = parse("t.yaml", &section(direction, fields)).unwrap_err();
-        assert_eq!((found.len(), found[0].path.clone()), (1, format!("[0].{direction}[0].{path}")));
-        assert!(found[0].message.contains("not supported yet"), "{}", found[0]);
-        rules(&section(direction, fields));
-    }
-}
-
-#[test]
 fn bad_network_policies_are_refused() {
     let np = |spec: &str| format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec: {spec}\n");
     let rows = [

@@ -18,5 +18,6 @@ mod revoke;
 mod sizes;
 mod support;
 mod swap;
+mod tables;
 mod truth;
 mod verdicts;

@@ -5,7 +5,7 @@
 
 use crate::support::until;
 use pilus_api::client::PolicyScope;
-use pilus_api::types::{FlowEvent, PolicyDocument, PolicyImport, PolicyQuestion};
+use pilus_api::types::{FlowEvent, NamedPort, NodeRequest, PolicyDocument, PolicyImport, PolicyQuestion, ServiceBackend, ServiceRequest};
 use pilus_e2e::container::PATIENCE;
 use pilus_e2e::node::Events;
 use pilus_e2e::{Container, Family, Node, NodeOptions, icmp, outside};
@@ -22,8 +22,6 @@ const EVALUATOR_ONLY: &[(&str, usize)] = &[
     ("health: no endpoint of a node has it", 3),
     ("itself: what a container says to itself never leaves it", 1),
     ("kube-apiserver: there is no Kubernetes", 1),
-    ("named ports and services: nobody fills their tables", 38),
-    ("remote-node: there is one node", 5),
     ("unknown, where policy lets it in: an address that nobody has is always refused", 6),
     ("unmanaged: a node knows no container but its own", 3),
 ];
@@ -33,6 +31,8 @@ const UDP: u8 = 17;
 const SCTP: u8 = 132;
 /// Addresses of the node's ranges that no endpoint has.
 const NOBODY: [&str; 2] = ["10.77.250.250", "fd00:7::fa:fa"];
+/// Addresses of another node.
+const FAR: [&str; 2] = ["203.0.113.6", "2001:db8:6::6"];
 /// Drops that are policy's.
 const REASONS: [&str; 3] = ["Policy denied", "Policy denied by denylist", "Flow no longer allowed by policy"];
 
@@ -40,9 +40,6 @@ fn not_by_packets(case: &Case, row: &Row) -> Option<&'static str> {
     let reason = |start: &str| EVALUATOR_ONLY.iter().find(|(r, _)| r.starts_with(start)).map(|(r, _)| *r);
     if case.l7 {
         return reason("L7");
-    }
-    if !case.ports.is_empty() || !case.services.is_empty() {
-        return reason("named ports");
     }
     if row.from == row.to {
         return reason("itself");
@@ -352,7 +349,7 @@ fn addresses(rows: impl Iterator<Item = Row>) -> Vec<IpAddr> {
             End::Address(ip) => Some(ip),
             _ => None,
         })
-        .chain(NOBODY.map(|ip| ip.parse().expect("address")))
+        .chain([NOBODY, FAR].concat().into_iter().map(|ip| ip.parse().expect("address")))
         .collect();
     all.sort();
     all.dedup();
@@ -380,7 +377,13 @@ fn stage(localhost: &str, addresses: &[IpAddr]) -> (Node, HashMap<String, Contai
     let mut nobody = world.clone();
     nobody.ipv4 = NOBODY[0].parse().ok();
     nobody.ipv6 = NOBODY[1].parse().expect("address");
-    let ends = [("host".to_owned(), host), ("world".to_owned(), world), ("unknown".to_owned(), nobody)];
+    // Another node, as far as this one knows.
+    let mut far = world.clone();
+    far.ipv4 = FAR[0].parse().ok();
+    far.ipv6 = FAR[1].parse().expect("address");
+    let request = NodeRequest { addresses: FAR.map(|ip| ip.parse().expect("address")).into(), labels: Vec::new() };
+    node.block_on(node.client().put_node("far", &request)).expect("node");
+    let ends = [("host", host), ("world", world), ("unknown", nobody), ("remote-node", far)].map(|(name, c)| (name.to_owned(), c));
     (node, ends.into())
 }
 
@@ -393,6 +396,7 @@ fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'st
     let mut play = Play::new(&node, ends);
     let (mut rows, mut others, mut failed) = (0, BTreeMap::new(), Vec::new());
     for case in &cases {
+        tables(&node, case, true);
         for (n, step) in case.steps.iter().enumerate() {
             let connections = step.connections();
             let (played, left): (Vec<_>, Vec<_>) =
@@ -407,12 +411,36 @@ fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'st
             }
         }
         play.open.clear();
+        tables(&node, case, false);
         node.forget_policy().expect("policy");
         node.block_on(node.client().flush_flows()).expect("flush");
     }
     assert_eq!(node.metric("Missed tail call").expect("metrics"), 0);
     assert!(failed.is_empty(), "{} of {rows} failed:\n{}", failed.len(), failed.join("\n"));
     (rows, others)
+}
+
+/// What rules refer to by name: told of for a case, taken back after it.
+fn tables(node: &Node, case: &Case, there: bool) {
+    for (name, ports) in &case.ports {
+        let port = |(name, what): (&String, &String)| {
+            let (number, protocol) = what.split_once('/').expect("a protocol");
+            NamedPort { name: name.clone(), port: number.parse().expect("a port"), protocol: protocol.to_owned() }
+        };
+        let ports: Vec<NamedPort> = if there { ports.iter().map(port).collect() } else { Vec::new() };
+        node.block_on(node.client().set_endpoint_ports(&format!("name:{name}"), &ports)).expect("ports");
+    }
+    for (name, service) in &case.services {
+        let request = ServiceRequest {
+            labels: service.labels.clone(),
+            selector: service.selector.as_ref().map(|s| s.match_labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect()),
+            backends: service.addresses.iter().map(|address| ServiceBackend { address: *address }).collect(),
+        };
+        match there {
+            true => drop(node.block_on(node.client().put_service(name, &request)).expect("service")),
+            false => node.block_on(node.client().delete_service(name)).expect("service"),
+        }
+    }
 }
 
 fn prepare(node: &Node, step: &truth::Step, case: &str) {

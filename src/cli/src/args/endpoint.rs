@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `pilus endpoint`.
 
+use super::tables::named_port;
 use super::{key_value, non_empty, reference};
 use clap::{Args, Subcommand, ValueEnum};
-use pilus_api::types::Build;
+use pilus_api::types::{Build, NamedPort};
 
 /// `pilus endpoint`.
 #[derive(Debug, Subcommand)]
@@ -51,6 +52,20 @@ pub enum EndpointCommand {
         #[arg(value_name = "OPTION=VALUE", value_parser = key_value)]
         options: Vec<(String, String)>,
     },
+    /// Show or set the names of an endpoint's ports, which rules may use
+    #[command(after_long_help = "Examples:\n  pilus endpoint ports web\n  pilus endpoint ports web http=8080/tcp dns=5353/udp\n  \
+        pilus endpoint ports web --clear")]
+    Ports {
+        /// The endpoint
+        #[arg(value_name = "E", value_parser = reference)]
+        endpoint: String,
+        /// All names that its ports are to have; none shows them
+        #[arg(value_name = "NAME=PORT/PROTOCOL", value_parser = named_port)]
+        ports: Vec<NamedPort>,
+        /// Take all names away
+        #[arg(long, conflicts_with = "ports")]
+        clear: bool,
+    },
     /// Show whether an endpoint is well; exits 1 if not
     Health(One),
     /// Show what happened to an endpoint
@@ -88,6 +103,9 @@ pub struct AddArgs {
     /// Label, [SOURCE:]KEY[=VALUE]; repeatable
     #[arg(short, long = "label", value_name = "LABEL", value_parser = non_empty)]
     pub labels: Vec<String>,
+    /// Name of a port, which rules may use; repeatable
+    #[arg(short, long = "port", value_name = "NAME=PORT/PROTOCOL", value_parser = named_port)]
+    pub ports: Vec<NamedPort>,
     /// Name of the interface inside [default: eth0]
     #[arg(long, value_name = "NAME", value_parser = non_empty)]
     pub ifname: Option<String>,

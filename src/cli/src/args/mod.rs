@@ -4,10 +4,12 @@
 pub mod endpoint;
 pub mod node;
 pub mod policy;
+pub mod tables;
 
 pub use endpoint::EndpointCommand;
 pub use node::{BpfCommand, MetricsCommand, MonitorArgs, StatusArgs, TemplateCommand};
 pub use policy::PolicyCommand;
+pub use tables::{NodeCommand, ServiceCommand};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -86,6 +88,12 @@ pub enum Command {
     /// Say who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Say who is behind services that rules name
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Say which other nodes there are
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Look at what the kernel's maps hold
     #[command(subcommand)]
     Bpf(BpfCommand),

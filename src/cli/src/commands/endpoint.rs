@@ -39,6 +39,17 @@ pub async fn run(client: &Client, out: &mut Output, command: EndpointCommand) ->
                 out.table(&["option", "value"], &rows)
             })
         }
+        EndpointCommand::Ports { endpoint, ports, clear } => {
+            let ports = if ports.is_empty() && !clear {
+                client.endpoint_ports(&endpoint).await?
+            } else {
+                client.set_endpoint_ports(&endpoint, &ports).await?
+            };
+            out.show(&ports, |out, ports| {
+                let rows: Vec<_> = ports.iter().map(|p| vec![p.name.clone(), p.port.to_string(), p.protocol.clone()]).collect();
+                out.table(&["name", "port", "protocol"], &rows)
+            })
+        }
         EndpointCommand::Health(one) => {
             let health = client.endpoint_health(&one.endpoint).await?;
             out.show(&health, |out, h| out.fields(&[("Health", h.health.clone()), ("State", h.state.clone())]))?;
@@ -64,6 +75,7 @@ async fn add(client: &Client, out: &mut Output, args: AddArgs) -> Result<(), Fai
         netns: namespace(args.netns.as_deref(), args.pid)?,
         name: args.name,
         labels: args.labels,
+        ports: args.ports,
         ifname: args.ifname,
         ipv4: args.ipv4,
         ipv6: args.ipv6,
@@ -179,6 +191,10 @@ fn details(out: &mut Output, e: &EndpointModel) -> io::Result<()> {
         ("Datapath", format!("{} build {}, attached by {}", e.datapath.build, e.datapath.shape_key, or_none(&e.datapath.attach))),
         ("Options", options.join(" ")),
     ];
+    if !e.ports.is_empty() {
+        let ports: Vec<String> = e.ports.iter().map(|p| format!("{}={}/{}", p.name, p.port, p.protocol)).collect();
+        fields.insert(6, ("Ports", ports.join(" ")));
+    }
     if let Some(id) = &e.container_id {
         fields.insert(2, ("Container", id.clone()));
     }

@@ -8,6 +8,7 @@ mod generate;
 mod monitor;
 mod node;
 mod policy;
+mod tables;
 mod template;
 
 use crate::args::{Cli, Command, IdentityCommand};
@@ -26,6 +27,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Endpoint(command) => endpoint::run(&client, &mut out, command).await,
         Command::Identity(command) => identity(&client, &mut out, &command).await,
         Command::Policy(command) => policy::run(&client, &mut out, command).await,
+        Command::Service(command) => tables::service(&client, &mut out, command).await,
+        Command::Node(command) => tables::node(&client, &mut out, command).await,
         Command::Bpf(command) => bpf::run(&client, &mut out, &command).await,
         Command::Metrics(command) => bpf::metrics(&client, &mut out, &command).await,
         Command::Monitor(args) => monitor::run(&client, &mut out, args).await,

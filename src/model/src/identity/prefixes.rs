@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Node-local identities of address prefixes, counted by reference.
 
-use super::NumericIdentity;
+use super::{NumericIdentity, free_number};
 use crate::abi::Reserved;
 use crate::label::{Label, Labels};
 use crate::prefix::Prefix;
@@ -73,6 +73,10 @@ impl PrefixIdentities {
     pub fn lookup(&self, prefix: Prefix) -> Option<NumericIdentity> {
         self.by_prefix.get(&prefix).map(|(id, _)| *id)
     }
+    /// How often a prefix is named and held.
+    pub fn references(&self, prefix: Prefix) -> u64 {
+        self.by_prefix.get(&prefix).map_or(0, |(_, references)| *references)
+    }
     /// Prefix of a number.
     pub fn prefix(&self, id: NumericIdentity) -> Option<Prefix> {
         self.by_id.get(&id).copied()
@@ -98,12 +102,8 @@ impl PrefixIdentities {
         Labels::from_iter([Label::reserved(world.text()), Label::prefix(prefix)])
     }
 
-    /// FNV-1a over the text, and from there the next free number.
     fn free(&self, prefix: Prefix) -> NumericIdentity {
-        let hash = prefix.to_string().bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        let start = (hash ^ hash >> 16) & 0xffff;
-        let ids = (0..=0xffffu32).map(|n| NumericIdentity(NODE_LOCAL | ((start + n) & 0xffff).max(1)));
-        ids.into_iter().find(|id| !self.by_id.contains_key(id)).unwrap_or(Reserved::World.into())
+        free_number(&prefix.to_string(), NODE_LOCAL, |id| self.by_id.contains_key(&id)).unwrap_or(Reserved::World.into())
     }
 }
 

@@ -136,8 +136,8 @@ impl Engine {
     pub fn labels(&self, id: NumericIdentity) -> Option<&Labels> {
         self.cache.labels(id)
     }
-    /// What the prefix table of the kernel has to hold. It must be written after the policies that know these numbers, and
-    /// removed before them.
+    /// What the prefix table of the kernel has to hold. A prefix must be written after the policies that know its number, and
+    /// removed after those that no longer name it, while they still know it: see [`Self::hold`].
     pub fn prefixes(&self) -> &PrefixIdentities {
         &self.prefixes
     }
@@ -196,10 +196,32 @@ impl Engine {
     ///
     /// # Errors
     /// Policies would not fit; the services stay as they were.
-    pub fn set_services(&mut self, services: Services) -> Result<(), Refused> {
+    pub fn set_services(&mut self, services: Services, room: Option<Room>) -> Result<(), Refused> {
         let before = self.repository.clone();
         self.repository.set_services(services);
-        self.accept(before, None)
+        self.accept(before, room)
+    }
+
+    /// Keeps a prefix told apart even when no rule names it any more: its policies then say what its addresses inherit.
+    /// As often as this was called, [`Self::let_go`] must be.
+    pub fn hold(&mut self, prefix: Prefix) {
+        if self.prefixes.lookup(prefix).is_some() {
+            // It is there: there is room for it.
+            let _ = self.prefixes.allocate(prefix);
+        }
+    }
+
+    /// Forgets a prefix that was held, unless it is still named or held.
+    pub fn let_go(&mut self, prefix: Prefix) {
+        if let Some(id) = self.prefixes.release(prefix) {
+            self.forget_prefix(id);
+        }
+    }
+
+    fn forget_prefix(&mut self, id: NumericIdentity) {
+        let fixed = id.reserved().map(reserved_labels);
+        let touched = self.cache.update(id, fixed.as_ref());
+        self.patch(&touched.users, &BTreeSet::from([id]));
     }
 
     /// Makes an identity known, changes its labels, or (without labels) forgets it. Fixed identities stay.
@@ -422,9 +444,7 @@ impl Engine {
             // While groups still name the rule, nothing may be patched through it.
             let gone: Vec<NumericIdentity> = compiled.prefixes().filter_map(|p| self.prefixes.release(p)).collect();
             for id in gone {
-                let fixed = id.reserved().map(reserved_labels);
-                let touched = self.cache.update(id, fixed.as_ref());
-                self.patch(&touched.users, &BTreeSet::from([id]));
+                self.forget_prefix(id);
                 all.insert(id);
             }
         }

@@ -52,14 +52,11 @@ pub struct Options {
     /// Rules about what is said on a port are taken. Without a proxy that enforces them they are refused: to leave them
     /// out would allow more than what is written.
     pub l7: bool,
-    /// Services, nodes and names of ports are known. Otherwise rules that refer to them are refused: what is denied by them
-    /// would pass.
-    pub tables: bool,
 }
 
 impl Options {
     /// Everything that the language has.
-    pub const ALL: Self = Self { l7: true, tables: true };
+    pub const ALL: Self = Self { l7: true };
 }
 
 /// Reads every rule of a text, in order. Empty documents are skipped; a text without any gives no rules.

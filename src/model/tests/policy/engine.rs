@@ -56,7 +56,7 @@ fn text(rules: &[Rule]) -> String {
 fn from_scratch(engine: &Engine, told: &Told, host_always: bool) -> Engine {
     let mut fresh = Engine::new(engine.mode(), host_always);
     let rules: Vec<Rule> = engine.repository().rules().map(|r| (**r).clone()).collect();
-    fresh.set_services(told.services.clone()).unwrap();
+    fresh.set_services(told.services.clone(), None).unwrap();
     told.subjects.iter().for_each(|s| drop(fresh.add_subject(s.clone())));
     fresh.replace(rules, Revision(0)).unwrap();
     told.identities.iter().for_each(|(id, labels)| fresh.set_identity(NumericIdentity(*id), Some(labels)));
@@ -168,7 +168,7 @@ fn random_changes(seed: u64, changes: usize) -> usize {
             }
             18 => {
                 told.services = random_services(&mut r);
-                engine.set_services(told.services.clone()).unwrap();
+                engine.set_services(told.services.clone(), None).unwrap();
             }
             _ => {
                 let (id, ports) = (256 + r.below(8) as u32, random_ports(&mut r));

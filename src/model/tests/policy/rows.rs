@@ -100,7 +100,7 @@ fn prepared(case: &Case) -> Engine {
         };
         ((namespace.to_owned(), name.to_owned()), service)
     });
-    engine.set_services(services.collect()).unwrap();
+    engine.set_services(services.collect(), None).unwrap();
     engine
 }
 
@@ -124,8 +124,7 @@ fn every_row_is_true() {
                 None => {}
             }
             if let Some(text) = &step.import {
-                let rules =
-                    input::parse_with("case", text, Options { l7: case.l7, tables: true }).unwrap_or_else(|e| panic!("{e:?}: {}", what()));
+                let rules = input::parse_with("case", text, Options { l7: case.l7 }).unwrap_or_else(|e| panic!("{e:?}: {}", what()));
                 if case.l7 && text.contains("rules: {") {
                     assert!(input::parse("case", text).is_err(), "L7 rules are refused without a proxy: {}", what());
                 }

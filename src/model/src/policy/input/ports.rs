@@ -105,10 +105,6 @@ pub fn port(at: &Cursor<'_>) -> Option<Port> {
         return Some(Port::Number(number));
     }
     if Port::good_name(text) && !text.starts_with("0x") {
-        if !at.sink.options.tables {
-            at.error(format!("named port `{text}` is not supported yet: endpoints do not tell the names of their ports; write its number"));
-            return None;
-        }
         return Some(Port::Name(text.to_owned()));
     }
     at.error(format!("expected a port number from 1 to 65535, or a port's name, found {:?}", shorten(text)));

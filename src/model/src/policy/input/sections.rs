@@ -80,13 +80,6 @@ fn section(at: &Cursor<'_>, names: &Names, deny: bool) -> Option<Section> {
         field.error("ports and ICMP types cannot stand in one rule: write two rules");
         return None;
     }
-    if !at.sink.options.tables {
-        let unknown = names.services.into_iter().chain([names.nodes]).filter_map(|name| fields.get(name));
-        let count = unknown.map(|f| f.error("is not supported yet: services and nodes are not known here")).count();
-        if count > 0 {
-            return None;
-        }
-    }
     allowed?;
     let no_selector = |f: &Field<'_>, items: &[_]| {
         let bad = items.is_empty();
