@@ -3,6 +3,8 @@
 
 mod change;
 mod outside;
+#[cfg(test)]
+mod tests;
 
 pub use change::{Change, Planned};
 pub use outside::Known;

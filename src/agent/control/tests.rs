@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The order in which the kernel gets what follows from a change: at every write an address is judged by rules that are in
+//! force, the former or the new ones, and by nothing between them.
+
+use super::*;
+use pilus_model::policy::{Traffic, input, verdict};
+use std::collections::BTreeSet;
+
+/// A kernel that takes over one row at a time, in any order that its reconcilers may choose.
+struct Kernel {
+    readers: Readers,
+    /// Policy of an endpoint, and the revision of the row.
+    rows: BTreeMap<EndpointId, (u32, Revision)>,
+    policies: BTreeMap<u32, PolicySpec>,
+    addresses: BTreeMap<IpcachePrefix, IpcacheSpec>,
+    status: BTreeMap<IpcachePrefix, Status>,
+}
+
+impl Kernel {
+    fn endpoints_as_of(&self) -> Revision {
+        let now = self.readers.endpoints.snapshot();
+        let behind = |(id, spec): (&EndpointId, &EndpointSpec)| self.rows.get(id).is_none_or(|(policy, _)| *policy != spec.policy_in);
+        // A row that did not change is as of the newest revision.
+        let stale = now.rows.iter().filter(|(id, spec)| behind((id, spec)));
+        stale.map(|(id, _)| self.rows.get(id).map_or(Revision::default(), |(_, at)| *at)).min().unwrap_or(now.revision)
+    }
+
+    /// Every write that could be next.
+    fn writes(&self) -> Vec<Write> {
+        let mut all = Vec::new();
+        for (id, spec) in self.readers.endpoints.snapshot().rows.iter() {
+            if self.rows.get(id).is_none_or(|(policy, _)| *policy != spec.policy_in) {
+                all.push(Write::Endpoint(*id));
+            }
+        }
+        let wanted = self.readers.ipcache.snapshot();
+        let known = self.endpoints_as_of();
+        for (row, spec) in wanted.rows.iter() {
+            if self.addresses.get(row) != Some(spec) && spec.after <= known {
+                all.push(Write::Address(*row));
+            }
+        }
+        all.extend(self.addresses.keys().filter(|row| !wanted.rows.contains_key(row)).map(|row| Write::Address(*row)));
+        all
+    }
+
+    fn make(&mut self, write: &Write) {
+        match write {
+            Write::Endpoint(id) => {
+                let now = self.readers.endpoints.snapshot();
+                self.policies.extend(self.readers.policies.snapshot().rows.iter().map(|(id, p)| (*id, p.clone())));
+                self.rows.insert(*id, (now.rows[id].policy_in, now.revision));
+            }
+            Write::Address(row) => match self.readers.ipcache.snapshot().rows.get(row) {
+                Some(spec) => drop(self.addresses.insert(*row, *spec)),
+                None => drop(self.addresses.remove(row)),
+            },
+        }
+        let now = self.readers.ipcache.snapshot().revision;
+        let done = |(row, spec): (&IpcachePrefix, &IpcacheSpec)| {
+            let same = self.readers.ipcache.snapshot().rows.get(row) == Some(spec);
+            (*row, if same { Status::Done(now) } else { Status::Begun })
+        };
+        self.status = self.addresses.iter().map(done).collect();
+    }
+
+    fn tell(&self, world: &mut World) {
+        let at = self.endpoints_as_of();
+        let endpoints = self.rows.keys().map(|id| (*id, Status::Done(at))).collect();
+        let (_a, mut endpoints) = tokio::sync::watch::channel(Arc::new(endpoints));
+        let (_b, mut addresses) = tokio::sync::watch::channel(Arc::new(self.status.clone()));
+        world.see(&mut endpoints, &mut addresses);
+    }
+
+    fn admits(&self, id: EndpointId, ip: IpAddr, traffic: Traffic) -> bool {
+        let found = Prefix::address(ip).covering().find_map(|p| self.addresses.get(&IpcachePrefix { ip: p.ip(), len: p.length() }));
+        let identity = found.map_or(Reserved::World.into(), |spec| spec.identity);
+        match self.rows[&id].0 {
+            POLICY_OPEN => true,
+            policy => verdict(&self.policies[&policy].policy, identity, traffic.dport, traffic.proto).allowed(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Write {
+    Endpoint(EndpointId),
+    Address(IpcachePrefix),
+}
+
+fn world() -> (World, Readers) {
+    let ipam = Ipam::new("fd00:7::/64".parse().unwrap(), "10.77.0.0/16".parse().unwrap(), true, 256..65536);
+    World::new(Initial {
+        records: Vec::new(),
+        rules: RuleSet::default(),
+        services: Services::new(),
+        nodes: BTreeMap::new(),
+        first_policy: 2,
+        tree: "tree".into(),
+        ipam,
+        mode: EnforcementMode::Default,
+        host_always: false,
+        own: false,
+        mtu: 1500,
+        ranges: Vec::new(),
+    })
+}
+
+fn endpoint(name: &str) -> AddEndpoint {
+    AddEndpoint {
+        name: name.into(),
+        container_id: None,
+        netns: format!("/run/netns/{name}").into(),
+        ifname: "eth0".into(),
+        labels: Labels::parse([format!("app={name}")]).unwrap(),
+        ipv6: None,
+        ipv4: Wish::Auto,
+        mac: None,
+        mtu: None,
+        own: None,
+        ports: PortNames::new(),
+    }
+}
+
+/// Rules about prefixes inside of each other, and about the world.
+const RULES: [&str; 7] = [
+    "ingress: [{fromCIDR: [10.0.0.0/8]}]",
+    "ingress: [{fromCIDR: [10.1.0.0/16], toPorts: [{ports: [{port: 80}]}]}]",
+    "ingressDeny: [{fromCIDR: [10.1.2.0/24]}]",
+    "ingress: [{fromCIDR: [10.1.2.3/32]}]",
+    "ingressDeny: [{fromCIDR: [10.1.2.3/32], toPorts: [{ports: [{port: 81}]}]}]",
+    "ingress: [{fromEntities: [world]}]",
+    "ingressDeny: [{fromEntities: [world], toPorts: [{ports: [{port: 81}]}]}]",
+];
+const ADDRESSES: [&str; 5] = ["192.0.2.1", "10.9.9.9", "10.1.9.9", "10.1.2.9", "10.1.2.3"];
+const PORTS: [u16; 2] = [80, 81];
+
+fn imported(world: &mut World, rules: &BTreeSet<usize>) {
+    let rule = |n: &usize| format!("- {{endpointSelector: {{}}, {}, labels: [n={n}]}}\n", RULES[*n]);
+    let text: String = rules.iter().map(rule).collect();
+    world.engine.import(input::parse("t", &text).unwrap(), None).unwrap();
+    world.publish_rules();
+    world.settle();
+}
+
+fn deleted(world: &mut World, rules: &BTreeSet<usize>) {
+    for n in rules {
+        world.engine.delete_by_labels(&Labels::parse([format!("n={n}")]).unwrap());
+    }
+    world.publish_rules();
+    world.settle();
+}
+
+type Verdicts = BTreeMap<(IpAddr, u16, EndpointId), bool>;
+
+fn verdicts(kernel: &Kernel, ids: &[EndpointId]) -> Verdicts {
+    let cases = ADDRESSES.iter().flat_map(|ip| PORTS.map(|port| (ip.parse().unwrap(), port)));
+    let all = cases.flat_map(|(ip, port)| ids.iter().map(move |id| (ip, port, *id)));
+    all.map(|(ip, port, id)| ((ip, port, id), kernel.admits(id, ip, Traffic { dport: port, proto: 6 }))).collect()
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Lets the kernel write until nothing is left, and looks after each write.
+fn run(world: &mut World, kernel: &mut Kernel, r: &mut Random, mut look: impl FnMut(&Kernel, Option<Write>)) {
+    loop {
+        look(kernel, None);
+        let writes = kernel.writes();
+        let Some(write) = (!writes.is_empty()).then(|| writes[r.below(writes.len())]) else {
+            kernel.tell(world);
+            if kernel.writes().is_empty() {
+                return;
+            }
+            continue;
+        };
+        kernel.make(&write);
+        look(kernel, Some(write));
+        if r.below(2) == 0 {
+            kernel.tell(world);
+        }
+    }
+}
+
+#[test]
+fn a_prefix_goes_without_a_gap() {
+    let mut r = Random(7);
+    for round in 0..200 {
+        let (mut world, readers) = world();
+        let ids: Vec<EndpointId> = ["a", "b"].map(|name| world.add(endpoint(name)).unwrap().0.id).into();
+        world.settle();
+        let mut kernel =
+            Kernel { readers, rows: BTreeMap::new(), policies: BTreeMap::new(), addresses: BTreeMap::new(), status: BTreeMap::new() };
+        let before: BTreeSet<usize> = (0..RULES.len()).filter(|_| r.below(4) > 0).collect();
+        imported(&mut world, &before);
+        run(&mut world, &mut kernel, &mut r, |_, _| {});
+        let old = verdicts(&kernel, &ids);
+        let gone: BTreeSet<usize> = before.iter().copied().filter(|_| r.below(2) == 0).collect();
+        deleted(&mut world, &gone);
+        let mut seen = Vec::new();
+        run(&mut world, &mut kernel, &mut r, |kernel, write| seen.push((write, verdicts(kernel, &ids))));
+        let new = verdicts(&kernel, &ids);
+        for (write, now) in &seen {
+            for (of, admitted) in now {
+                assert!(
+                    *admitted == old[of] || *admitted == new[of],
+                    "round {round}: {of:?} {admitted} after {write:?}; rules {before:?} without {gone:?}"
+                );
+            }
+        }
+        // What is left is what the rules that are left would have given.
+        let left: BTreeSet<IpcachePrefix> =
+            kernel.addresses.keys().copied().filter(|row| row.len < 32 || row.ip.to_string() == "10.1.2.3").collect();
+        let named: BTreeSet<usize> = before.difference(&gone).copied().collect();
+        let wanted = [(0, "10.0.0.0", 8), (1, "10.1.0.0", 16), (2, "10.1.2.0", 24), (3, "10.1.2.3", 32), (4, "10.1.2.3", 32)];
+        let wanted =
+            wanted.iter().filter(|(n, ..)| named.contains(n)).map(|(_, ip, len)| IpcachePrefix { ip: ip.parse().unwrap(), len: *len });
+        assert_eq!(left, wanted.collect(), "round {round}");
+        assert_eq!(world.engine.prefixes().len(), left.len(), "round {round}: identities that nobody needs");
+    }
+}
