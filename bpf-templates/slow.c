@@ -3,7 +3,33 @@
 #define PILUS_CONFIG "slow_config.h"
 #include "lib/config.h"
 #include "lib/nat.h"
+#include "lib/nat46.h"
 #include "lib/slow.h"
+
+/* What a container sends to an IPv4 address, by the address that stands for it. Returns as from_container_stages. */
+__noinline int from_nat46(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
+{
+	__u32 slot;
+	int ret;
+
+	if (!p || !row)
+		return -DROP_INVALID_PACKET;
+	ret = nat64(ctx, p, row);
+	if (ret < 0)
+		return ret;
+	/* Another packet from here on. */
+	slot = p->src_slot;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->state = FLOW_STATE_NONE;
+	p->dir = DIR_EGRESS;
+	p->src_slot = (__u16)slot;
+	p->src_id = row->identity;
+	p->nat46 = 1;
+	ret = parse_l3(ctx, p);
+	if (ret < 0)
+		return ret;
+	return is_unroutable(p, 1) ? -DROP_INVALID_DESTINATION : ACT_DECIDE;
+}
 
 /* Returns ACT_DECIDE for a packet that flow and policy decide about, else what became of it. */
 __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
@@ -70,6 +96,13 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 		if (!dst || !(dst->flags & EP_STACK))
 			return answer_error(ctx, p, 0);
 	}
+	if (CONFIG_NAT46 && row->flags & EP_NAT46) {
+		/* It has no IPv4 but by translation. */
+		if (p->family == 4)
+			return -DROP_INVALID_SOURCE_IP;
+		if (nat46_covers(p->daddr))
+			return from_nat46(ctx, p, row);
+	}
 	return ACT_DECIDE;
 }
 
@@ -111,6 +144,76 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 f
 	if (from == FROM_NETDEV && p->hops <= 1)
 		return answer_error(ctx, p, 0);
 	return ACT_DECIDE;
+}
+
+/* What became of a container's IPv6 packet is too long for where it goes: told in its own terms. */
+__noinline int nat46_too_big(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
+{
+	struct endpoint *row;
+	__u32 slot, identity;
+	int ret;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	slot = p->src_slot;
+	identity = p->src_id;
+	row = endpoint_row(slot);
+	if (!row)
+		return -DROP_NO_ENDPOINT;
+	ret = nat46_to_container(ctx, p, row, 0);
+	if (ret < 0)
+		return ret;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->state = FLOW_STATE_NONE;
+	p->dir = DIR_EGRESS;
+	p->src_slot = (__u16)slot;
+	p->src_id = identity;
+	ret = parse_l3(ctx, p);
+	return ret < 0 ? ret : answer_error(ctx, p, mtu + NAT46_GROWTH);
+}
+
+/* Judge, then send on its way. `hop`: the packet is routed by us. */
+static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, int hop)
+{
+	struct endpoint *dst;
+	__u32 grow;
+	int ret;
+
+	ret = p->kind == PKT_ERROR ? related_decide(ctx, p) : flow_decide(ctx, p);
+	if (ret < 0)
+		return ret;
+	if (p->frag == FRAG_FIRST)
+		frag_remember(p);
+	dst = endpoint_row(p->dst_slot);
+	if (!dst || !(dst->flags & EP_VALID))
+		return -DROP_NO_ENDPOINT;
+	grow = CONFIG_NAT46 && p->family == 4 && dst->flags & EP_NAT46 ? NAT46_GROWTH : 0;
+	/* The stack cuts or refuses for itself, a container takes what nobody forbade to cut. */
+	if (!(dst->flags & EP_STACK) && packet_size(ctx, p) + grow > dst->mtu) {
+		if (CONFIG_NAT46 && p->nat46)
+			return nat46_too_big(ctx, p, dst->mtu - grow);
+		if (p->whole)
+			return answer_error(ctx, p, dst->mtu - grow);
+		if (grow)
+			return -DROP_TOO_BIG;
+		if (dst->flags & EP_ROUTE)
+			dst = endpoint_row(SLOT_WORLD);
+		if (!dst)
+			return -DROP_NO_ENDPOINT;
+	}
+	if (dst->flags & EP_STACK)
+		p->point = p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
+	else
+		p->point = dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
+	if (CONFIG_NAT46 && grow) {
+		ret = nat46_to_container(ctx, p, dst, 1);
+		if (ret < 0)
+			return ret;
+		p->family = 6;
+	}
+	if (p->masked && slot_is_container(p->src_slot))
+		ctx->mark |= MARK_MASQUERADE;
+	return deliver_any(ctx, dst, p->dst_slot, hop);
 }
 
 /* parse → flow → (service) → policy → forward */

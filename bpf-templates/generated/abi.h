@@ -40,6 +40,7 @@ enum {
 	EP_DROPS = 0x200,
 	EP_ROUTE = 0x400,
 	EP_MASQUERADE = 0x800,
+	EP_NAT46 = 0x1000,
 };
 
 enum {
@@ -162,6 +163,8 @@ enum {
 	DROP_CUSTOM = 217,
 	DROP_INVALID_DESTINATION = 218,
 	DROP_TOO_BIG = 219,
+	DROP_NAT46_FRAGMENT = 220,
+	DROP_NAT46_UNSUPPORTED = 221,
 };
 
 /* One row of the endpoint table, 64 bytes, index = slot. What changes while an endpoint lives is here, changed by one write; `epoch` only ever grows, also when the slot is used again. */
@@ -458,6 +461,17 @@ struct direct_entry {
 _Static_assert(sizeof(struct direct_entry) == 4, "direct_entry");
 _Static_assert(__builtin_offsetof(struct direct_entry, unused) == 0, "direct_entry.unused");
 _Static_assert(sizeof(((struct direct_entry *)0)->unused) == 4, "direct_entry.unused size");
+
+/* The prefix behind which IPv4 addresses stand. One row. */
+struct nat46_range {
+	__be32 prefix[3]; /* Its 96 bits. */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct nat46_range) == 16, "nat46_range");
+_Static_assert(__builtin_offsetof(struct nat46_range, prefix) == 0, "nat46_range.prefix");
+_Static_assert(sizeof(((struct nat46_range *)0)->prefix) == 12, "nat46_range.prefix size");
+_Static_assert(__builtin_offsetof(struct nat46_range, pad) == 12, "nat46_range.pad");
+_Static_assert(sizeof(((struct nat46_range *)0)->pad) == 4, "nat46_range.pad size");
 
 /* Names the datagram that a fragment is of (RFC 791, RFC 8200). */
 struct frag_key {

@@ -96,6 +96,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } direct SEC(".maps");
 
+/* Prefix of addresses that stand for IPv4 addresses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct nat46_range);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nat46 SEC(".maps");
+
 /* First fragments that were let through. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

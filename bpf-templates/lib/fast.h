@@ -14,9 +14,9 @@ enum {
 	NO_PORTS = 1 << 20, /* longer than any packet */
 };
 
-/* The entry's verdict holds: same sender, no epoch moved, nothing special. Returns the receiver's row. */
+/* The entry's verdict holds: same sender, no epoch moved, nothing special (`slow`: EP_* flags of this family). Returns the receiver's row. */
 static __always_inline struct endpoint *flow_usable(const struct flow *h, struct endpoint *src, __u32 slot, __u32 side,
-						    int origin)
+						    int origin, __u32 slow)
 {
 	__u32 from = flow_from(h, side), idle = (__u32)bpf_jiffies64() - h->last, flags;
 	struct endpoint *dst;
@@ -40,7 +40,7 @@ static __always_inline struct endpoint *flow_usable(const struct flow *h, struct
 	dst = endpoint_row(flow_to(h, side));
 	if (!src || !dst || !(dst->flags & EP_VALID) || h->epoch != src->epoch + dst->epoch)
 		return 0;
-	flags = (src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW | EP_REMOTE);
+	flags = (src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW | EP_REMOTE | slow);
 	/* What comes in the same moment as the packet before it is no news. */
 	if (flags && (flags != EP_TRACE_FLOW || h->last != (__u32)bpf_jiffies64()))
 		return 0;
@@ -116,7 +116,7 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	f = bpf_map_lookup_elem(&flow4, &key);
 	if (!f)
 		return ACT_MISS;
-	dst = flow_usable(&f->h, src, slot, side, from);
+	dst = flow_usable(&f->h, src, slot, side, from, EP_NAT46);
 	if (!dst || fast_too_big(ctx, dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
 	return fast_deliver(ctx, &f->h, dst, side, from);
@@ -145,7 +145,7 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	f = bpf_map_lookup_elem(&flow6, &key);
 	if (!f)
 		return ACT_MISS;
-	dst = flow_usable(&f->h, src, slot, side, from);
+	dst = flow_usable(&f->h, src, slot, side, from, 0);
 	if (!dst || fast_too_big(ctx, dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
 	return fast_deliver(ctx, &f->h, dst, side, from);

@@ -108,7 +108,8 @@ struct packet {
 	__u8 whole;    /* routers must not cut it */
 	__u8 masked;   /* MASKED_* */
 	__u8 quiet;    /* EP_TRACE_* that ask for other packets */
-	__u8 pad[3];   /* 0 */
+	__u8 nat46;    /* made of an IPv6 packet of its sender */
+	__u8 pad[2];   /* 0 */
 	__u32 frag_id; /* as it stands in the header */
 	__u32 l4;      /* what policy is asked: match << 8 | protocol */
 };

@@ -374,35 +374,3 @@ __noinline int deliver_any(struct __sk_buff *ctx, struct endpoint *dst, __u32 sl
 	ret = headers_pull(ctx);
 	return ret < 0 ? ret : deliver(ctx, dst, slot, hop);
 }
-
-/* Judge, then send on its way. `hop`: the packet is routed by us. */
-static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, int hop)
-{
-	struct endpoint *dst;
-	int ret;
-
-	ret = p->kind == PKT_ERROR ? related_decide(ctx, p) : flow_decide(ctx, p);
-	if (ret < 0)
-		return ret;
-	if (p->frag == FRAG_FIRST)
-		frag_remember(p);
-	dst = endpoint_row(p->dst_slot);
-	if (!dst || !(dst->flags & EP_VALID))
-		return -DROP_NO_ENDPOINT;
-	/* The stack cuts or refuses for itself, a container takes what nobody forbade to cut. */
-	if (!(dst->flags & EP_STACK) && packet_size(ctx, p) > dst->mtu) {
-		if (p->whole)
-			return answer_error(ctx, p, dst->mtu);
-		if (dst->flags & EP_ROUTE)
-			dst = endpoint_row(SLOT_WORLD);
-		if (!dst)
-			return -DROP_NO_ENDPOINT;
-	}
-	if (dst->flags & EP_STACK)
-		p->point = p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
-	else
-		p->point = dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
-	if (p->masked && slot_is_container(p->src_slot))
-		ctx->mark |= MARK_MASQUERADE;
-	return deliver_any(ctx, dst, p->dst_slot, hop);
-}

@@ -199,14 +199,19 @@ impl Agent {
         let kernel = probe::Features::probe()?;
         let netlink = Netlink::new()?;
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
+        nat::set_nat46(&tables, options.nat46_range.map(|r| r.base))?;
         nat::set_direct(&tables, &options.masquerade_exclude)?;
         let flows = FlowKeeper::new(Arc::clone(&tables), options.flow_timeouts)?;
         let reporting = Reporting::new(Arc::clone(&tables), options.reporting)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
-        let features = Features::default().with("ipv4", options.enable_ipv4);
+        let features = Features::default().with("ipv4", options.enable_ipv4).with("nat46", options.nat46_range.is_some());
         let programs = Arc::new(Programs::new(fs.clone(), cache, features.clone()));
         let (v6_range, v4_range) = ranges(&options, &*store)?;
+        if let Some(nat46) = options.nat46_range.filter(|r| r.overlaps(&v6_range)) {
+            let message = format!("{nat46} overlaps the range of this node's containers, {v6_range}");
+            return Err(StartError::Option { option: "nat46-range", message });
+        }
         let mtu = mtu(&options, &netlink).await?;
         let loaded = persist::load(&*store)?;
         let ipam = Ipam::new(v6_range, v4_range, options.enable_ipv4, SLOT_FIRST..SLOT_NODES);
@@ -241,6 +246,7 @@ impl Agent {
             host_always: options.allow_localhost == AllowLocalhost::Always,
             own: options.endpoint_build == EndpointBuild::Own,
             mtu,
+            nat46: options.nat46_range.is_some(),
             ranges: prefixes,
         });
         let devices = Devices {

@@ -130,6 +130,8 @@ pub struct Initial {
     pub host_always: bool,
     pub own: bool,
     pub mtu: u16,
+    /// Whether packets are translated for containers without IPv4.
+    pub nat46: bool,
     /// Node prefixes: what no endpoint has of them belongs to nobody.
     pub ranges: Vec<IpcachePrefix>,
 }
@@ -174,6 +176,7 @@ pub struct World {
     ipam: Ipam,
     own: bool,
     mtu: u16,
+    nat46: bool,
     tree: Arc<str>,
     next_policy: u32,
     policy_ids: HashMap<(Direction, Arc<DirectionPolicy>), u32>,
@@ -227,6 +230,7 @@ impl World {
             ipam: initial.ipam,
             own: initial.own,
             mtu: initial.mtu,
+            nat46: initial.nat46,
             tree: initial.tree,
             next_policy: initial.first_policy.max(POLICY_FIRST),
             policy_ids: HashMap::new(),
@@ -264,6 +268,8 @@ impl World {
                 tracing::error!(node = name, error = %e, "node of before is not known");
             }
         }
+        // None is given what another has.
+        initial.records.iter().for_each(|r| world.ipam.restore(r.id.0, r.ipv6, r.any_ipv4()));
         for record in initial.records {
             world.restore(record);
         }
@@ -286,7 +292,7 @@ impl World {
                 Err(e) => tracing::error!(endpoint = %record.id, error = %e, "no identity"),
             }
         }
-        self.ipam.restore(record.id.0, record.ipv6, record.ipv4);
+        self.give_nat46(&mut record);
         let id = record.id;
         self.learn_identity(record.identity, &record.labels);
         self.status.upsert(
@@ -507,7 +513,7 @@ impl World {
             }
         };
         self.learn_identity(identity, &add.labels);
-        let record = Arc::new(EndpointRecord {
+        let mut record = EndpointRecord {
             id: EndpointId(slot),
             name: add.name,
             container_id: add.container_id,
@@ -517,13 +523,16 @@ impl World {
             identity,
             ipv6,
             ipv4,
+            nat46: None,
             mac: add.mac.unwrap_or_else(random_mac),
             host_mac: random_mac(),
             mtu: add.mtu.unwrap_or(self.mtu),
             own: add.own.unwrap_or(self.own),
             options: EndpointOptions::default(),
             ports: add.ports,
-        });
+        };
+        self.give_nat46(&mut record);
+        let record = Arc::new(record);
         self.status.upsert(
             record.id,
             EndpointStatus {
@@ -537,6 +546,19 @@ impl World {
         self.put(Arc::clone(&record), 0);
         self.dirty = true;
         Ok((record, false))
+    }
+
+    /// A container without IPv4 has an address that stands for it, where packets are translated, as long as there is one free.
+    fn give_nat46(&mut self, record: &mut EndpointRecord) {
+        let wanted = self.nat46 && record.ipv4.is_none();
+        if !wanted {
+            self.ipam.release(None, None, record.nat46.take());
+        } else if record.nat46.is_none() {
+            match self.ipam.take_v4(Wish::Auto) {
+                Ok(ip) => record.nat46 = ip,
+                Err(e) => tracing::warn!(endpoint = %record.id, error = %e, "IPv4 does not reach it"),
+            }
+        }
     }
 
     fn take_reserved_v6(&mut self, wish: Option<Ipv6Addr>) -> Result<Ipv6Addr, IpamError> {
@@ -565,14 +587,14 @@ impl World {
         let Some(spec) = self.endpoints.rows().get(&id).cloned() else { return };
         let r = &spec.record;
         let mut gone = vec![IpcachePrefix::address(r.ipv6.into())];
-        gone.extend(r.ipv4.map(|ip| IpcachePrefix::address(ip.into())));
+        gone.extend(r.any_ipv4().map(|ip| IpcachePrefix::address(ip.into())));
         self.ipcache.batch(Vec::new(), &gone);
         self.endpoints.remove(&id);
         self.status.remove(&id);
         self.wanted.remove(&id);
         self.planned.remove(&id);
         self.forget_identity(r.identity);
-        self.ipam.release(Some(id.0), Some(r.ipv6), r.ipv4);
+        self.ipam.release(Some(id.0), Some(r.ipv6), r.any_ipv4());
         self.dirty = true;
     }
 
@@ -683,8 +705,7 @@ impl World {
         self.policy_ids.retain(|_, id| used.contains(id));
         for (id, spec, open) in specs {
             let audit = spec.record.options.audit;
-            let addresses: Vec<IpAddr> =
-                [Some(IpAddr::from(spec.record.ipv6)), spec.record.ipv4.map(IpAddr::from)].into_iter().flatten().collect();
+            let addresses: Vec<IpAddr> = spec.record.addresses().collect();
             let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0, after: Revision::default() };
             self.write(id, spec);
             self.ipcache.batch(addresses.into_iter().map(|ip| (IpcachePrefix::address(ip), entry)).collect(), &[]);
@@ -738,7 +759,7 @@ pub fn find_endpoint<'a>(rows: &'a BTreeMap<EndpointId, EndpointSpec>, endpoint:
             r.labels.get(Source::K8s, "io.kubernetes.pod.namespace") == Some(namespace)
                 && r.labels.get(Source::K8s, "io.kubernetes.pod.name") == Some(name)
         }),
-        EndpointRef::Ipv4(ip) => by(&|r| r.ipv4 == Some(*ip)),
+        EndpointRef::Ipv4(ip) => by(&|r| r.any_ipv4() == Some(*ip)),
         EndpointRef::Ipv6(ip) => by(&|r| r.ipv6 == *ip),
     }
 }

@@ -62,6 +62,8 @@ raw_options! {
     masquerade: bool = "PILUS_MASQUERADE";
     /// Prefixes that know containers by their own addresses; repeatable [default: none]
     masquerade_exclude: Vec<String> = "PILUS_MASQUERADE_EXCLUDE";
+    /// IPv6 prefix of 96 bits, such as 64:ff9b:1::/96, behind which containers without IPv4 reach IPv4 addresses, and by which these reach them [default: none]
+    nat46_range: String = "PILUS_NAT46_RANGE";
     /// Overlay between nodes: disabled [default: disabled]
     tunnel: String = "PILUS_TUNNEL";
     /// MTU of containers, bytes [default: 1500, or the smallest of the default route's device]
@@ -193,6 +195,13 @@ impl<A: fmt::Display> fmt::Display for Prefix<A> {
     }
 }
 
+impl Prefix<Ipv6Addr> {
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let bits = self.len.min(other.len);
+        (u128::from(self.base) ^ u128::from(other.base)).checked_shr(128 - u32::from(bits)).unwrap_or(0) == 0
+    }
+}
+
 fn split_prefix(text: &str) -> Result<(&str, u8), String> {
     let (base, len) = text.split_once('/').ok_or_else(|| format!("`{text}` has no prefix length (ADDRESS/LENGTH)"))?;
     Ok((base, len.parse().map_err(|_| format!("`{len}` is no prefix length"))?))
@@ -246,6 +255,7 @@ pub struct Options {
     pub host_routing: HostRouting,
     pub masquerade: bool,
     pub masquerade_exclude: Vec<pilus_model::prefix::Prefix>,
+    pub nat46_range: Option<Prefix<Ipv6Addr>>,
     pub mtu: Option<u16>,
     pub endpoint_build: EndpointBuild,
     pub attach_mode: AttachMode,
@@ -338,6 +348,16 @@ impl Options {
             .into_iter()
             .map(|text| pilus_model::prefix::Prefix::with_length(&text).map_err(|e| bad("masquerade-exclude", e.to_string())));
         let masquerade_exclude = excluded.collect::<Result<Vec<_>, _>>()?;
+        let nat46_range: Option<Prefix<Ipv6Addr>> = prefix("nat46-range", raw.nat46_range.filter(|text| !text.is_empty()))?;
+        let enable_ipv4 = raw.enable_ipv4.unwrap_or(true);
+        if let Some(range) = &nat46_range {
+            if range.len != 96 || range.base.is_multicast() || range.base.segments()[0] == 0 {
+                return Err(bad("nat46-range", format!("`{range}`: takes a routable prefix of 96 bits, such as 64:ff9b:1::/96")));
+            }
+            if !enable_ipv4 {
+                return Err(bad("nat46-range", "there is nothing to translate to with enable-ipv4 false".into()));
+            }
+        }
         let mut flow_timeouts = Timeouts::default();
         let given = [
             ("flow-timeout-tcp", raw.flow_timeout_tcp),
@@ -375,11 +395,12 @@ impl Options {
             template_dir: raw.template_dir,
             ipv6_range: prefix("ipv6-range", raw.ipv6_range)?,
             ipv4_range: prefix("ipv4-range", raw.ipv4_range)?,
-            enable_ipv4: raw.enable_ipv4.unwrap_or(true),
+            enable_ipv4,
             devices,
             host_routing: parse("host-routing", raw.host_routing, "bpf")?,
             masquerade: raw.masquerade.unwrap_or(true),
             masquerade_exclude,
+            nat46_range,
             mtu: raw.mtu,
             endpoint_build: parse("endpoint-build", raw.endpoint_build, "shared")?,
             attach_mode: parse("attach-mode", raw.attach_mode, "auto")?,

@@ -27,6 +27,9 @@ pub struct EndpointRecord {
     pub identity: NumericIdentity,
     pub ipv6: Ipv6Addr,
     pub ipv4: Option<Ipv4Addr>,
+    /// Stands for it among those who have IPv4 alone; it has none then.
+    #[serde(default)]
+    pub nat46: Option<Ipv4Addr>,
     pub mac: [u8; 6],
     pub host_mac: [u8; 6],
     pub mtu: u16,
@@ -38,6 +41,14 @@ pub struct EndpointRecord {
 }
 
 impl EndpointRecord {
+    /// Its own IPv4 address, or the one that stands for it.
+    pub fn any_ipv4(&self) -> Option<Ipv4Addr> {
+        self.ipv4.or(self.nat46)
+    }
+    /// All by which others reach it.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(IpAddr::from(self.ipv6)).chain(self.any_ipv4().map(IpAddr::from))
+    }
     /// What its policy follows from.
     pub fn subject(&self) -> Subject {
         Subject { labels: self.labels.clone(), ports: self.ports.clone() }

@@ -13,6 +13,7 @@ mod host;
 mod malformed;
 mod mtu;
 mod nat;
+mod nat46;
 mod policy;
 mod reasons;
 mod related;

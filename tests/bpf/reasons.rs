@@ -41,7 +41,8 @@ fn tables() -> Vec<Scenario> {
 /// Rows assert the reasons that they expect, so what they expect is what is reached.
 #[test]
 fn every_drop_reason_is_reached() {
-    let reached: BTreeSet<DropReason> = tables().iter().flat_map(|s| s.reasons().collect::<Vec<_>>()).chain(crate::nat::REASONS).collect();
+    let reached: BTreeSet<DropReason> =
+        tables().iter().flat_map(|s| s.reasons().collect::<Vec<_>>()).chain(crate::nat::REASONS).chain(crate::nat46::REASONS).collect();
     let unreached: BTreeSet<DropReason> = UNREACHED.iter().map(|(r, _)| *r).collect();
     let missing: Vec<_> = DropReason::ALL.iter().filter(|r| !reached.contains(r) && !unreached.contains(r)).collect();
     assert!(missing.is_empty(), "no row is dropped for {missing:?}");

@@ -303,8 +303,13 @@ impl Send {
 
 /// Runs a world of each build.
 pub fn each_build(f: impl Fn(&World<'_>) + Sync) {
+    each_build_of(&Features::default(), f);
+}
+
+/// The same of another shape.
+pub fn each_build_of(features: &Features, f: impl Fn(&World<'_>) + Sync) {
     for build in [Build::Shared, Build::Own] {
-        Sandbox::run(|sandbox| f(&World::new(sandbox, build, &Features::default())));
+        Sandbox::run(|sandbox| f(&World::new(sandbox, build, features)));
     }
 }
 

@@ -85,6 +85,7 @@ mod tests {
             labels: Vec::new(),
             ports: Vec::new(),
             ipv6: Some("fd00::5".parse().unwrap()),
+            nat46: None,
             ipv4: Some("10.0.0.5".parse().unwrap()),
             interface: InterfaceModel {
                 name: "plx00000100".into(),

@@ -102,6 +102,7 @@ fn world() -> (World, Readers) {
         host_always: false,
         own: false,
         mtu: 1500,
+        nat46: false,
         ranges: Vec::new(),
     })
 }

@@ -177,7 +177,7 @@ impl EndpointReconciler {
             ifindex: ifindex(record.id),
             mac: record.mac,
             host_mac: record.host_mac,
-            ipv4: record.ipv4,
+            ipv4: record.any_ipv4(),
             ipv6: record.ipv6,
             mtu: record.mtu,
             features: self.features.clone(),

@@ -8,6 +8,7 @@ use pilus_model::abi::*;
 use pilus_model::ipcache::{lpm_key, lpm_prefix};
 use pilus_model::prefix::Prefix;
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 
 /// Address and port, both as in a packet.
 type End<A> = (A, Be16);
@@ -122,6 +123,13 @@ pub fn set_direct(tables: &Tables, prefixes: &[Prefix]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Where IPv4 addresses stand among IPv6 ones.
+pub fn set_nat46(tables: &Tables, prefix: Option<Ipv6Addr>) -> Result<(), Error> {
+    let bytes = prefix.map(|ip| ip.octets()).unwrap_or_default();
+    let word = |i: usize| Be32::from_wire([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+    tables.nat46.put(&0, &Nat46Range { prefix: std::array::from_fn(word), pad: 0 })
 }
 
 #[cfg(test)]

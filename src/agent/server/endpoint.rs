@@ -18,7 +18,6 @@ use pilus_model::label::{Labels, Source};
 use pilus_model::policy::{Port, PortNames};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -114,6 +113,7 @@ pub fn model(agent: &Agent, spec: &EndpointSpec) -> EndpointModel {
         ports: named_ports(&r.ports),
         ipv6: Some(r.ipv6),
         ipv4: r.ipv4,
+        nat46: r.nat46,
         interface: InterfaceModel {
             name: r.device(),
             index: facts.ifindex,
@@ -332,8 +332,7 @@ async fn realised(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
 async fn known_to_all(agent: &Agent, accepted: &Accepted) -> Result<(), Failure> {
     let stopping = |_| Failure::failed("the agent is stopping");
     let record = &accepted.record;
-    let addresses: Vec<IpcachePrefix> =
-        [Some(IpAddr::from(record.ipv6)), record.ipv4.map(IpAddr::from)].into_iter().flatten().map(IpcachePrefix::address).collect();
+    let addresses: Vec<IpcachePrefix> = record.addresses().map(IpcachePrefix::address).collect();
     let mut ipcache = agent.ipcache_status.clone();
     let announced = |status: Option<&Status>| matches!(status, Some(Status::Done(at)) if *at >= accepted.ipcache);
     drop(ipcache.wait_for(|s| addresses.iter().all(|a| announced(s.get(a)))).await.map_err(stopping)?);

@@ -217,6 +217,9 @@ pub struct EndpointModel {
     pub ports: Vec<NamedPort>,
     pub ipv6: Option<Ipv6Addr>,
     pub ipv4: Option<Ipv4Addr>,
+    /// IPv4 address that stands for it among those who have nothing else; packets are translated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat46: Option<Ipv4Addr>,
     pub interface: InterfaceModel,
     pub netns: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

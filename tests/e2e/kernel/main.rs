@@ -11,6 +11,7 @@ mod labels;
 mod masquerade;
 mod metrics;
 mod monitor;
+mod nat46;
 mod node;
 mod outside;
 mod restart;

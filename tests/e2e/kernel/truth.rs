@@ -358,7 +358,7 @@ fn addresses(rows: impl Iterator<Item = Row>) -> Vec<IpAddr> {
 
 /// A node with a world of these addresses, and its ends but for endpoints.
 fn stage(localhost: &str, addresses: &[IpAddr]) -> (Node, HashMap<String, Container>) {
-    let args = ["--ipv6-range", "fd00:7::/64", "--ipv4-range", "10.77.0.0/16", "--allow-localhost", localhost];
+    let args = ["--ipv6-range", "fd00:7::/64", "--ipv4-range", "10.77.0.0/16", "--masquerade", "false", "--allow-localhost", localhost];
     let mut node = Node::prepare(NodeOptions { args: args.map(str::to_owned).into(), ..NodeOptions::default() }).expect("node");
     // Its own addresses there are in no row.
     let world = outside::connect(&node, 3, 1500, true).expect("world");

@@ -195,6 +195,9 @@ fn details(out: &mut Output, e: &EndpointModel) -> io::Result<()> {
         let ports: Vec<String> = e.ports.iter().map(|p| format!("{}={}/{}", p.name, p.port, p.protocol)).collect();
         fields.insert(6, ("Ports", ports.join(" ")));
     }
+    if let Some(ip) = e.nat46 {
+        fields.insert(7, ("NAT46", format!("{ip} stands for it in IPv4")));
+    }
     if let Some(id) = &e.container_id {
         fields.insert(2, ("Container", id.clone()));
     }

@@ -75,6 +75,7 @@ pub mod map {
     pub const IPCACHE_LPM: &str = "ipcache_lpm";
     pub const DEVICE: &str = "device";
     pub const DIRECT: &str = "direct";
+    pub const NAT46: &str = "nat46";
     pub const FRAG: &str = "frag";
     pub const METRICS: &str = "metrics";
     pub const TIMEOUTS: &str = "timeouts";
@@ -113,6 +114,7 @@ pub const MAPS: &[MapDef] = &[
     table::<IpcacheLpmKey, IpcacheEntry>(map::IPCACHE_LPM, MapKind::LpmTrie, 65536, "Prefixes, asked when the exact table does not know."),
     table::<DeviceKey, DeviceEntry>(map::DEVICE, MapKind::Hash, 256, "Devices that packets leave by without the host's stack."),
     table::<IpcacheLpmKey, DirectEntry>(map::DIRECT, MapKind::LpmTrie, 4096, "Prefixes that containers meet under their own addresses."),
+    array::<Nat46Range>(map::NAT46, MapKind::Array, 1, "Prefix of addresses that stand for IPv4 addresses."),
     table::<FragKey, FragEntry>(map::FRAG, MapKind::LruHash, 8192, "First fragments that were let through."),
     array::<Counter>(map::METRICS, MapKind::PercpuArray, 512, "Packets and bytes by reason << 1 | direction; reason 0 is forwarded."),
     array::<FlowTimeouts>(map::TIMEOUTS, MapKind::Array, 1, "Idle times."),

@@ -72,6 +72,7 @@ pub fn abi_h() -> String {
     structure::<DeviceKey>(&mut out);
     structure::<DeviceEntry>(&mut out);
     structure::<DirectEntry>(&mut out);
+    structure::<Nat46Range>(&mut out);
     structure::<FragKey>(&mut out);
     structure::<FragEntry>(&mut out);
     structure::<FlowTimeouts>(&mut out);

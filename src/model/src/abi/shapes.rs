@@ -78,6 +78,8 @@ c_consts! {
         EP_ROUTE = 1024;
         /// Row of a device: what containers open with the world leaves under its addresses. On the world's row: some device has it.
         EP_MASQUERADE = 2048;
+        /// A container without IPv4: `ip4` stands for it among those who have, and packets are translated.
+        EP_NAT46 = 4096;
     }
 }
 
@@ -257,6 +259,8 @@ c_enum! {
         Custom = 217, "CUSTOM", "Dropped by custom program";
         InvalidDestination = 218, "INVALID_DESTINATION", "Destination address not routable";
         TooBig = 219, "TOO_BIG", "Packet too big";
+        Nat46Fragment = 220, "NAT46_FRAGMENT", "Fragment cannot be translated between IPv6 and IPv4";
+        Nat46Unsupported = 221, "NAT46_UNSUPPORTED", "Packet cannot be translated between IPv6 and IPv4";
     }
 }
 
@@ -452,6 +456,15 @@ c_struct! {
     /// The device's row among the endpoints.
     DeviceEntry as "device_entry" {
         slot: u32,
+    }
+}
+
+c_struct! {
+    /// The prefix behind which IPv4 addresses stand. One row.
+    Nat46Range as "nat46_range" {
+        /// Its 96 bits.
+        prefix: [Be32; 3],
+        pad: u32,
     }
 }
 
