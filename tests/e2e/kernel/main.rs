@@ -21,4 +21,5 @@ mod support;
 mod swap;
 mod tables;
 mod truth;
+mod tutorials;
 mod verdicts;
