@@ -66,6 +66,11 @@ test: deps ## Every test, also under other kernels in virtual machines
 test-long: deps ## As test, with the long variants (more rounds, more nodes)
 	PILUS_TEST_LONG=1 $(MAKE) test
 
+# Of packets, so many for each of both builds.
+.PHONY: fuzz
+fuzz: deps ## Every fuzz test at length (PILUS_FUZZ_ROUNDS)
+	PILUS_FUZZ_ROUNDS=$${PILUS_FUZZ_ROUNDS:-5000000} $(CARGO) test --workspace --no-fail-fast -- fuzz --nocapture
+
 .PHONY: test-kernels
 test-kernels: deps ## The kernel tests under Linux 6.1 and 6.12 in virtual machines
 	mkdir -p $(TARGET)/kernels

@@ -62,7 +62,7 @@ __noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
 	if (!from || !to)
 		return -DROP_NO_ENDPOINT;
 	if (reverse) {
-		if (p->proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHO_REPLY)
+		if (p->family == 4 && p->proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHO_REPLY)
 			match = ICMP_ECHO;
 		else if (p->proto == IPPROTO_ICMPV6 && p->icmp_type == ICMP6_ECHO_REPLY)
 			match = ICMP6_ECHO;

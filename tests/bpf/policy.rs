@@ -2,7 +2,7 @@
 //! Policies: blocks as written by hand and by the model, audit, reports and counters.
 
 use pilus_model::abi::DropReason::*;
-use pilus_model::abi::FlowState::New;
+use pilus_model::abi::FlowState::{New, Reply};
 use pilus_model::abi::*;
 use pilus_model::identity::NumericIdentity;
 use pilus_model::label::Labels;
@@ -103,6 +103,17 @@ fn blocks_by_hand() -> Vec<Scenario> {
                 send(A, |f| f.ip(A, B).echo(false, 1)).pass(B, New),
                 send(A, |f| f.ip(A, B).echo(true, 2)).drop(PolicyDenied),
                 send(A, |f| f.ip(A, B).icmp(if f == Family::V4 { 13 } else { 139 }, 0, [0; 4])).drop(PolicyDenied),
+            ],
+        ),
+        // Its answers once were judged as answers to IPv4's echo, and passed where that may.
+        row6(
+            "IPv4's ICMP in IPv6 is no echo",
+            vec![
+                ingress(&[rule(0, 0, ICMP, 0, 1)]),
+                send(A, |f| f.ip(A, B).raw_l4(ICMP, &[0; 8])).pass(B, New),
+                send(B, |f| f.ip(B, A).raw_l4(ICMP, &[0; 8])).pass(A, Reply),
+                ingress(&[rule(8, 8, ICMP, 0, 1)]),
+                send(B, |f| f.ip(B, A).raw_l4(ICMP, &[0; 8])).drop(Revoked),
             ],
         ),
         row("a chain of blocks", {
