@@ -102,7 +102,8 @@ pub struct Agent {
     pub v6_range: Prefix<Ipv6Addr>,
     pub v4_range: Prefix<Ipv4Addr>,
     pub started: Instant,
-    pub enforcement: watch::Sender<EnforcementMode>,
+    /// The mode, and whether every endpoint only reports.
+    pub enforcement: watch::Sender<(EnforcementMode, bool)>,
     /// Template changes run one at a time.
     pub template_lock: tokio::sync::Mutex<()>,
     /// Set by a cleanup over the API: the agent has nothing left to run.
@@ -243,6 +244,7 @@ impl Agent {
             tree: templates.current().tree_hash().into(),
             ipam,
             mode,
+            audit: options.policy_audit_mode,
             host_always: options.allow_localhost == AllowLocalhost::Always,
             own: options.endpoint_build == EndpointBuild::Own,
             mtu,
@@ -307,7 +309,7 @@ impl Agent {
             v6_range,
             v4_range,
             started: Instant::now(),
-            enforcement: watch::Sender::new(mode),
+            enforcement: watch::Sender::new((mode, options.policy_audit_mode)),
             template_lock: tokio::sync::Mutex::new(()),
             stop: watch::Sender::new(false),
             options,

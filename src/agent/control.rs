@@ -101,7 +101,8 @@ pub enum Event {
     RestoreRules(RuleSet, Reply<()>),
     /// `None`: all rules.
     DeletePolicy(Option<Labels>, Reply<(usize, RuleSet)>),
-    Enforcement(EnforcementMode, Reply<u64>),
+    /// The mode, and whether every endpoint only reports. Followed as of a revision of the endpoints.
+    Enforcement(EnforcementMode, bool, Reply<Revision>),
     /// `None`: it is no more.
     Service(ServiceName, Option<Service>, Reply<Known<Service>>),
     /// Another node; `None`: it is no more.
@@ -128,6 +129,8 @@ pub struct Initial {
     pub ipam: Ipam,
     pub mode: EnforcementMode,
     pub host_always: bool,
+    /// Every endpoint only reports.
+    pub audit: bool,
     pub own: bool,
     pub mtu: u16,
     /// Whether packets are translated for containers without IPv4.
@@ -175,6 +178,7 @@ pub struct World {
     identities: IdentityAllocator,
     ipam: Ipam,
     own: bool,
+    audit: bool,
     mtu: u16,
     nat46: bool,
     tree: Arc<str>,
@@ -229,6 +233,7 @@ impl World {
             identities: IdentityAllocator::new(),
             ipam: initial.ipam,
             own: initial.own,
+            audit: initial.audit,
             mtu: initial.mtu,
             nat46: initial.nat46,
             tree: initial.tree,
@@ -407,11 +412,11 @@ impl World {
                 self.publish_rules();
                 after.push(Box::new(move |w| drop(reply.send(Ok((count, w.rules.rows()[&()].clone()))))));
             }
-            Event::Enforcement(mode, reply) => {
+            Event::Enforcement(mode, audit, reply) => {
                 self.engine.set_mode(mode);
+                self.audit = audit;
                 self.dirty = true;
-                let revision = self.revision();
-                after.push(Box::new(move |_| drop(reply.send(Ok(revision)))));
+                after.push(Box::new(move |w| drop(reply.send(Ok(w.endpoints.reader().snapshot().revision)))));
             }
             Event::Service(name, service, reply) => match self.set_service(name, service) {
                 Ok(before) => after.push(Box::new(move |w| {
@@ -621,7 +626,15 @@ impl World {
                 // Reconcilers never see a row without its policy.
                 let [policy_in, policy_out] = self.policies_of(&record);
                 let policy_revision = self.revision();
-                EndpointSpec { record, policy_in, policy_out, policy_revision, tree: Arc::clone(&self.tree), regeneration }
+                EndpointSpec {
+                    record,
+                    policy_in,
+                    policy_out,
+                    policy_revision,
+                    audit: self.audit,
+                    tree: Arc::clone(&self.tree),
+                    regeneration,
+                }
             }
         };
         self.write(id, spec);
@@ -696,7 +709,7 @@ impl World {
                     ids
                 }
             };
-            let new = EndpointSpec { policy_in, policy_out, policy_revision: revision, ..spec.clone() };
+            let new = EndpointSpec { policy_in, policy_out, policy_revision: revision, audit: self.audit, ..spec.clone() };
             specs.push((*id, new, [policy_in == POLICY_OPEN, policy_out == POLICY_OPEN]));
         }
         self.engine.retain_subjects(|s| memo.contains_key(&(&s.labels, &s.ports)));
@@ -704,7 +717,7 @@ impl World {
         let gone: Vec<u32> = self.policy_ids.values().filter(|id| !used.contains(id)).copied().collect();
         self.policy_ids.retain(|_, id| used.contains(id));
         for (id, spec, open) in specs {
-            let audit = spec.record.options.audit;
+            let audit = spec.audits();
             let addresses: Vec<IpAddr> = spec.record.addresses().collect();
             let entry = IpcacheSpec { identity: spec.record.identity, slot: id.0, after: Revision::default() };
             self.write(id, spec);

@@ -78,6 +78,8 @@ raw_options! {
     kvstore: String = "PILUS_KVSTORE";
     /// default: enforced where a rule selects; always; never [default: default]
     enable_policy: String = "PILUS_ENABLE_POLICY";
+    /// Report what policy denies, for every endpoint, but let it through [default: false]
+    policy_audit_mode: bool = "PILUS_POLICY_AUDIT_MODE";
     /// Whether the host may always reach its containers: auto, always, policy [default: auto]
     allow_localhost: String = "PILUS_ALLOW_LOCALHOST";
     /// Entries of each of the two flow tables when it is first made [default: half a percent of memory each, 65536 to 4194304]
@@ -260,6 +262,7 @@ pub struct Options {
     pub endpoint_build: EndpointBuild,
     pub attach_mode: AttachMode,
     pub enable_policy: EnablePolicy,
+    pub policy_audit_mode: bool,
     pub allow_localhost: AllowLocalhost,
     pub flow_table_size: u32,
     pub flow_timeouts: Timeouts,
@@ -404,6 +407,7 @@ impl Options {
             mtu: raw.mtu,
             endpoint_build: parse("endpoint-build", raw.endpoint_build, "shared")?,
             attach_mode: parse("attach-mode", raw.attach_mode, "auto")?,
+            policy_audit_mode: raw.policy_audit_mode.unwrap_or(false),
             enable_policy: parse("enable-policy", raw.enable_policy, "default")?,
             allow_localhost: parse("allow-localhost", raw.allow_localhost, "auto")?,
             flow_table_size,

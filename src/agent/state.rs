@@ -109,10 +109,19 @@ pub struct EndpointSpec {
     pub policy_out: u32,
     /// The policy ids stand for this revision of the rules.
     pub policy_revision: u64,
+    /// For every endpoint, verdicts are reported and not enforced.
+    pub audit: bool,
     /// Hash of the template tree.
     pub tree: Arc<str>,
     /// Raised to have the endpoint made anew from its header.
     pub regeneration: u64,
+}
+
+impl EndpointSpec {
+    /// Whether verdicts are reported and not enforced.
+    pub fn audits(&self) -> bool {
+        self.audit || self.record.options.audit
+    }
 }
 
 /// A policy of one direction, named by its id.

@@ -100,6 +100,7 @@ fn world() -> (World, Readers) {
         ipam,
         mode: EnforcementMode::Default,
         host_always: false,
+        audit: false,
         own: false,
         mtu: 1500,
         nat46: false,

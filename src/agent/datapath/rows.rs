@@ -33,7 +33,7 @@ fn flags(spec: &EndpointSpec) -> u32 {
     };
     f |= if o.drops { EP_DROPS } else { 0 };
     f |= if o.verdicts { EP_VERDICT } else { 0 };
-    f |= if o.audit { EP_AUDIT_IN | EP_AUDIT_OUT } else { 0 };
+    f |= if spec.audits() { EP_AUDIT_IN | EP_AUDIT_OUT } else { 0 };
     f |= if spec.record.nat46.is_some() { EP_NAT46 } else { 0 };
     f | if spec.record.own { EP_RECEIVE } else { 0 }
 }

@@ -68,10 +68,12 @@ pub async fn healthz(State(agent): State<App>) -> Json<StatusModel> {
 }
 
 const ENFORCEMENT: &str = "PolicyEnforcement";
+const AUDIT: &str = "policy-audit-mode";
 
 fn config_model(agent: &Agent) -> ConfigModel {
     let o = &agent.options;
-    let mode = match *agent.enforcement.borrow() {
+    let (mode, audit) = *agent.enforcement.borrow();
+    let mode = match mode {
         EnforcementMode::Default => "default",
         EnforcementMode::Always => "always",
         EnforcementMode::Never => "never",
@@ -79,6 +81,7 @@ fn config_model(agent: &Agent) -> ConfigModel {
     let numbers: Vec<_> = agent.flows.timeouts().list().into_iter().chain(agent.reporting.settings().list()).collect();
     let fixed = [
         (ENFORCEMENT, mode.to_owned()),
+        (AUDIT, audit.to_string()),
         ("node-name", o.node_name.clone()),
         ("state-dir", o.state_dir.display().to_string()),
         ("run-dir", o.run_dir.display().to_string()),
@@ -100,7 +103,7 @@ fn config_model(agent: &Agent) -> ConfigModel {
         ("flow-table-size", agent.tables.flow4.max_entries().to_string()),
         ("metrics-addr", o.metrics_addr.map(|a| a.to_string()).unwrap_or_default()),
     ];
-    let changeable = std::iter::once(ENFORCEMENT).chain(numbers.iter().map(|(key, _)| *key)).map(str::to_owned).collect();
+    let changeable = [ENFORCEMENT, AUDIT].into_iter().chain(numbers.iter().map(|(key, _)| *key)).map(str::to_owned).collect();
     let numbers = numbers.into_iter().map(|(key, number)| (key, number.to_string()));
     ConfigModel { options: fixed.into_iter().chain(numbers).map(|(k, v)| (k.to_owned(), v)).collect(), changeable }
 }
@@ -117,7 +120,8 @@ pub struct ConfigChange {
 
 pub async fn patch_config(State(agent): State<App>, Body(change): Body<ConfigChange>) -> Result<Json<ConfigModel>, Failure> {
     let known = config_model(&agent);
-    let mut wanted = None;
+    let before = *agent.enforcement.borrow();
+    let (mut mode, mut audit) = before;
     let old = agent.flows.timeouts();
     let mut timeouts = old;
     let was = agent.reporting.settings();
@@ -128,12 +132,17 @@ pub async fn patch_config(State(agent): State<App>, Body(change): Body<ConfigCha
             set.map_err(|e| Failure::invalid(key, format!("{key} {e}")))?;
             continue;
         }
+        if key == AUDIT {
+            let bad = |_| Failure::invalid(key, format!("{key} takes true or false, not `{value}`"));
+            audit = value.parse().map_err(bad)?;
+            continue;
+        }
         if key != ENFORCEMENT {
             let why = if known.options.contains_key(key) { "can only be set at start" } else { "is no option" };
             return Err(Failure::invalid(key, format!("`{key}` {why}; changeable: {}", known.changeable.join(", "))));
         }
-        let mode: EnablePolicy = value.parse().map_err(|e| Failure::invalid(key, e))?;
-        wanted = Some(crate::agent::enforcement(mode));
+        let wanted: EnablePolicy = value.parse().map_err(|e| Failure::invalid(key, e))?;
+        mode = crate::agent::enforcement(wanted);
     }
     if timeouts != old {
         agent.flows.set_timeouts(timeouts).map_err(Failure::failed)?;
@@ -141,9 +150,10 @@ pub async fn patch_config(State(agent): State<App>, Body(change): Body<ConfigCha
     if reporting != was {
         agent.reporting.set(reporting).map_err(Failure::failed)?;
     }
-    if let Some(mode) = wanted {
-        ask(&agent, |reply| Event::Enforcement(mode, reply)).await?;
-        agent.enforcement.send_replace(mode);
+    if (mode, audit) != before {
+        let revision = ask(&agent, |reply| Event::Enforcement(mode, audit, reply)).await?;
+        agent.enforcement.send_replace((mode, audit));
+        super::endpoint::rows_written(&agent, revision).await?;
     }
     Ok(Json(config_model(&agent)))
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 mod answers;
+mod audit;
 mod badinput;
 mod basic;
 mod cni;

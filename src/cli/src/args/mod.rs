@@ -104,7 +104,7 @@ pub enum Command {
     Monitor(MonitorArgs),
     /// Show or change options of the agent
     #[command(
-        after_long_help = "Examples:\n  pilus config\n  pilus config PolicyEnforcement=always\n\nThe column CHANGEABLE says what can be changed while the agent runs."
+        after_long_help = "Examples:\n  pilus config\n  pilus config PolicyEnforcement=always\n  pilus config policy-audit-mode=true\n\nThe column CHANGEABLE says what can be changed while the agent runs."
     )]
     Config {
         /// Options to change; none shows all, e.g. PolicyEnforcement=default|always|never
