@@ -66,10 +66,12 @@ test: deps ## Every test, also under other kernels in virtual machines
 test-long: deps ## As test, with the long variants (more rounds, more nodes)
 	PILUS_TEST_LONG=1 $(MAKE) test
 
-# Of packets, so many for each of both builds.
+# Packets for each of both builds; a hundredth of it in policies.
+FUZZ_ROUNDS ?= 5000000
+FUZZ_SEED ?= $(shell date +%s)
 .PHONY: fuzz
-fuzz: deps ## Every fuzz test at length (PILUS_FUZZ_ROUNDS)
-	PILUS_FUZZ_ROUNDS=$${PILUS_FUZZ_ROUNDS:-5000000} $(CARGO) test --workspace --no-fail-fast -- fuzz --nocapture
+fuzz: deps ## Damaged packets and policies at length (FUZZ_ROUNDS), others each time (FUZZ_SEED)
+	PILUS_FUZZ_ROUNDS=$(FUZZ_ROUNDS) PILUS_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --no-fail-fast -- fuzz --nocapture
 
 .PHONY: test-kernels
 test-kernels: deps ## The kernel tests under Linux 6.1 and 6.12 in virtual machines

@@ -13,7 +13,7 @@ use pilus_model::policy::{
 use pilus_model::prefix::Prefix;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-fn random_ports(r: &mut Random) -> PortNames {
+pub fn random_ports(r: &mut Random) -> PortNames {
     let mut ports = PortNames::new();
     for name in ["http", "dns"] {
         if r.below(2) == 0 {
@@ -24,7 +24,7 @@ fn random_ports(r: &mut Random) -> PortNames {
     ports
 }
 
-fn random_services(r: &mut Random) -> BTreeMap<(String, String), Service> {
+pub fn random_services(r: &mut Random) -> BTreeMap<(String, String), Service> {
     let mut services = BTreeMap::new();
     for name in ["one", "two"] {
         if r.below(3) > 0 {
@@ -42,11 +42,11 @@ fn random_services(r: &mut Random) -> BTreeMap<(String, String), Service> {
 
 /// Everything that the engine was told, in order.
 #[derive(Default)]
-struct Told {
-    identities: BTreeMap<u32, Labels>,
-    subjects: Vec<Subject>,
-    peer_ports: BTreeMap<u32, PortNames>,
-    services: BTreeMap<(String, String), Service>,
+pub struct Told {
+    pub identities: BTreeMap<u32, Labels>,
+    pub subjects: Vec<Subject>,
+    pub peer_ports: BTreeMap<u32, PortNames>,
+    pub services: BTreeMap<(String, String), Service>,
 }
 
 fn text(rules: &[Rule]) -> String {
@@ -84,7 +84,7 @@ fn contents(engine: &Engine) -> (Vec<(Prefix, u32)>, Vec<String>) {
 }
 
 /// Every pair's verdicts as the rules say them.
-fn check_verdicts(r: &mut Random, engine: &Engine, told: &Told, host_always: bool) -> usize {
+pub fn check_verdicts(r: &mut Random, engine: &Engine, told: &Told, host_always: bool) -> usize {
     let rules: Vec<Rule> = engine.repository().rules().map(|r| (**r).clone()).collect();
     let everyone: Vec<(NumericIdentity, Labels)> =
         engine.identities().map(|(id, l)| (id, l.clone())).chain([(NumericIdentity(0), Labels::new())]).collect();
@@ -122,7 +122,7 @@ fn check_verdicts(r: &mut Random, engine: &Engine, told: &Told, host_always: boo
     asked
 }
 
-fn random_changes(seed: u64, changes: usize) -> usize {
+pub fn random_changes(seed: u64, changes: usize) -> usize {
     let mut r = Random(seed);
     let host_always = r.below(2) == 0;
     let mut engine = Engine::new(EnforcementMode::Default, host_always);

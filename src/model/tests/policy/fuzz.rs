@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Damaged documents from a fixed seed: never a panic, never more allowed than is written. What is taken is printed, read
-//! again and resolved; a field with a damaged name is never left out. `PILUS_TEST_LONG=1` tries ten times as many.
+//! Damaged documents and random changes: never a panic, never more allowed than is written. What is taken is printed, read
+//! again and resolved, and each verdict is asked of the rules as written; a field with a damaged name is never left out.
+//!
+//! A hundredth of `PILUS_FUZZ_ROUNDS` documents are tried, `PILUS_FUZZ_SEED` says which: without them few, and the same each time.
 
-use super::oracle::{Random, random_document};
+use super::engine::{Told, check_verdicts, random_changes, random_ports, random_services};
+use super::oracle::{Random, random_document, random_labels};
 use super::truth;
 use pilus_model::identity::NumericIdentity;
 use pilus_model::label::Labels;
@@ -10,6 +13,19 @@ use pilus_model::policy::input::{Options, parse_with};
 use pilus_model::policy::{Direction, EnforcementMode, Engine, PortNames, Rule, Subject, block};
 
 const L7: Options = Options::ALL;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: takes a number")))
+}
+
+fn rounds(few: usize) -> usize {
+    number("PILUS_FUZZ_ROUNDS").map_or(few, |n| usize::try_from(n / 100).unwrap().max(few))
+}
+
+fn random(seed: u64) -> Random {
+    Random(seed ^ number("PILUS_FUZZ_SEED").unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
 
 fn corpus(r: &mut Random) -> Vec<String> {
     let written = truth::cases().into_iter().flat_map(|c| c.steps).filter_map(|s| s.import);
@@ -100,9 +116,9 @@ fn json_has_l7(rule: &Rule) -> bool {
 
 #[test]
 fn damaged_documents_do_no_harm() {
-    let mut r = Random(0x005e_ed0f_d0c5);
+    let mut r = random(0x005e_ed0f_d0c5);
     let corpus = corpus(&mut r);
-    let tries = if std::env::var_os("PILUS_TEST_LONG").is_some() { 100_000 } else { 10_000 };
+    let tries = rounds(10_000);
     let taken = (0..tries).filter(|_| survives(&damaged(&mut r, &corpus))).count();
     assert!(taken > tries / 50 && taken < tries * 9 / 10, "{taken} of {tries}");
 }
@@ -171,4 +187,49 @@ fn no_field_is_ever_left_out() {
         }
     }
     assert!(tried > 500, "{tried}");
+}
+
+/// Documents that were damaged and are taken nevertheless, over endpoints that change: the policies that follow say what the
+/// rules say, as an evaluator without any cleverness reads them.
+#[test]
+fn what_is_taken_admits_no_more_than_it_says() {
+    let mut r = random(0x7a4e_0b1d);
+    let corpus = corpus(&mut r);
+    let (mut asked, mut taken) = (0, 0);
+    for _ in 0..rounds(2_000) / 10 {
+        let mut told = Told { services: random_services(&mut r), ..Told::default() };
+        let host_always = r.below(2) == 0;
+        let mut engine = Engine::new(EnforcementMode::Default, host_always);
+        engine.set_services(told.services.clone(), None).unwrap();
+        for n in 0..4 {
+            let (id, labels, ports) = (256 + n, random_labels(&mut r), random_ports(&mut r));
+            engine.set_identity(NumericIdentity(id), Some(&labels));
+            engine.set_peer_ports(NumericIdentity(id), ports.clone());
+            told.identities.insert(id, labels.clone());
+            told.peer_ports.insert(id, ports.clone());
+            let subject = Subject { labels, ports };
+            if !told.subjects.contains(&subject) {
+                engine.add_subject(subject.clone());
+                told.subjects.push(subject);
+            }
+        }
+        for n in 0..10 {
+            // Rules are told apart by where they were written.
+            let found = (0..20)
+                .find_map(|_| parse_with(&format!("t{n}"), &damaged(&mut r, &corpus), Options::default()).ok().filter(|r| !r.is_empty()));
+            let Some(rules) = found else { continue };
+            if engine.import(rules, None).is_ok() {
+                taken += 1;
+                asked += check_verdicts(&mut r, &engine, &told, host_always);
+            }
+        }
+    }
+    assert!(taken > 500 && asked > taken * 20, "{taken} documents, {asked} verdicts");
+}
+
+#[test]
+fn random_changes_of_other_seeds() {
+    let seed = random(0xc0ffee).0;
+    let asked: usize = (0..rounds(1_000) as u64 / 500).map(|n| random_changes(seed.wrapping_add(n), 50)).sum();
+    assert!(asked > 0);
 }
