@@ -3,6 +3,7 @@
 
 use crate::control::{Event, Initial, Readers, World};
 use crate::datapath::Tables;
+use crate::datapath::counts::RuleCounts;
 use crate::datapath::devices::{DeviceError, DevicePrograms, Devices, renew};
 use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
 use crate::datapath::gc::FlowKeeper;
@@ -202,7 +203,8 @@ impl Agent {
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
         nat::set_nat46(&tables, options.nat46_range.map(|r| r.base))?;
         nat::set_direct(&tables, &options.masquerade_exclude)?;
-        let flows = FlowKeeper::new(Arc::clone(&tables), options.flow_timeouts)?;
+        let rule_counts = Arc::new(RuleCounts::default());
+        let flows = FlowKeeper::new(Arc::clone(&tables), Arc::clone(&rule_counts), options.flow_timeouts)?;
         let reporting = Reporting::new(Arc::clone(&tables), options.reporting)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
@@ -262,7 +264,7 @@ impl Agent {
         };
         devices.check(&netlink).await?;
         let rows = Arc::new(RowWriter::new(&tables.endpoint)?);
-        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables), Arc::clone(&rows)));
+        let policies = Arc::new(PolicyReconciler::new(Arc::clone(&tables), Arc::clone(&rows), rule_counts));
         let (policy_tx, policy_status) = watch::channel(Arc::default());
         // An endpoint of an earlier agent exists, although this one has not looked yet.
         let restored = readers.endpoints.snapshot().rows.keys().map(|id| (*id, Status::Begun)).collect();

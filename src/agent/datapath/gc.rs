@@ -2,6 +2,7 @@
 //! The flow table's keeper: idle times, removal of what is closed or expired before the kernel has to evict, and listing.
 
 use super::Tables;
+use super::counts::{Attribution, RuleCounts};
 use super::nat::{self, Mapped};
 use pilus_loader::collection::Program;
 use pilus_loader::{Error, clock};
@@ -188,6 +189,8 @@ fn next_interval(stats: &Stats, grown: [u64; 2], since: Duration, shortest: u32)
 #[derive(Debug)]
 pub struct FlowKeeper {
     tables: Arc<Tables>,
+    /// What removed flows carried goes here.
+    counts: Arc<RuleCounts>,
     hz: u32,
     timeouts: Mutex<Timeouts>,
     stats: Mutex<Stats>,
@@ -201,13 +204,13 @@ fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl FlowKeeper {
     /// Writes the idle times.
-    pub fn new(tables: Arc<Tables>, timeouts: Timeouts) -> Result<Self, Error> {
+    pub fn new(tables: Arc<Tables>, counts: Arc<RuleCounts>, timeouts: Timeouts) -> Result<Self, Error> {
         let hz = clock::hz()?;
         let capacity = [tables.flow4.max_entries().into(), tables.flow6.max_entries().into()];
         let stats = Stats { capacity, interval: FASTEST, ..Stats::default() };
         tables.timeouts.put(&0, &timeouts.in_jiffies(hz))?;
         let timeouts = Mutex::new(timeouts);
-        Ok(Self { tables, hz, timeouts, stats: Mutex::new(stats), last: Mutex::new(Instant::now()), wake: Notify::new() })
+        Ok(Self { tables, counts, hz, timeouts, stats: Mutex::new(stats), last: Mutex::new(Instant::now()), wake: Notify::new() })
     }
 
     pub fn timeouts(&self) -> Timeouts {
@@ -278,6 +281,7 @@ impl FlowKeeper {
     fn pass<K: Mapped>(&self, now: u32, limits: &FlowTimeouts) -> Result<(u64, u64, u64), Error> {
         let table = K::table(&self.tables);
         let (mut seen, mut expired, mut closed, mut mapped) = (0, Vec::new(), Vec::new(), Vec::new());
+        let (mut carried, mut counted) = (Attribution::new(&self.tables), Ok(()));
         table.each(|key, entry| {
             seen += 1;
             let (flow, proto) = (K::flow(&entry), key.proto());
@@ -287,10 +291,13 @@ impl FlowKeeper {
                     mapped.push((key, *flow));
                 }
             } else if idle(flow, now) > idle_limit(flow, proto, limits) {
+                counted = std::mem::replace(&mut counted, Ok(())).and_then(|()| key.count(&mut carried, flow));
                 if proto == 6 && is_closing(flow) { &mut closed } else { &mut expired }.push(key);
             }
         })?;
         let mut removed = [table.delete_batch(&expired)?, table.delete_batch(&closed)?];
+        counted?;
+        self.counts.fold(&carried.counts);
         let mut orphans = Vec::new();
         for (key, flow) in mapped {
             if !nat::is_used(&self.tables, &key, &flow)? {
@@ -311,13 +318,20 @@ impl FlowKeeper {
     fn forget<K: Mapped>(&self, slot: Option<u16>) -> Result<u64, Error> {
         let table = K::table(&self.tables);
         let (mut keys, mut masqueraded) = (Vec::new(), Vec::new());
+        let (mut carried, mut counted) = (Attribution::new(&self.tables), Ok(()));
         table.each(|key, entry| {
             let flow = K::flow(&entry);
             if flow.flags & FLOW_NAT != 0 || slot.is_some_and(|slot| !flow.ep.contains(&slot)) {
                 return;
             }
-            if flow.flags & FLOW_MASQUERADE != 0 { masqueraded.push((key, entry)) } else { keys.push(key) }
+            if flow.flags & FLOW_MASQUERADE != 0 {
+                masqueraded.push((key, entry));
+            } else {
+                counted = std::mem::replace(&mut counted, Ok(())).and_then(|()| key.count(&mut carried, flow));
+                keys.push(key);
+            }
         })?;
+        counted?;
         let flushed = masqueraded.len() as u64;
         // The other side knows its port, so that one stays; no epoch is half of all away.
         for (key, mut entry) in masqueraded {
@@ -325,7 +339,9 @@ impl FlowKeeper {
             flow.epoch = flow.epoch.wrapping_add(1 << 31);
             table.put(&key, &entry)?;
         }
-        Ok(flushed + table.delete_batch(&keys)? as u64)
+        let removed = table.delete_batch(&keys)? as u64;
+        self.counts.fold(&carried.counts);
+        Ok(flushed + removed)
     }
 }
 

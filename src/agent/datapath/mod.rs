@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The kernel as a cache of the tables: only what is below here touches it.
 
+pub mod counts;
 pub mod devices;
 pub mod endpoints;
 pub mod gc;

@@ -2,6 +2,7 @@
 //! Masqueraded flows: the container's entry in the flow table, and that of the tuple which the world sees.
 
 use super::Tables;
+use super::counts::Attribution;
 use pilus_loader::Error;
 use pilus_loader::maps::{PinnedMap, Pod};
 use pilus_model::abi::*;
@@ -44,6 +45,8 @@ pub trait Mapped: Pod + Sized {
     fn flow(entry: &Self::Entry) -> &Flow;
     fn flow_mut(entry: &mut Self::Entry) -> &mut Flow;
     fn proto(&self) -> u8;
+    /// Counts what the flow carried.
+    fn count(&self, carried: &mut Attribution<'_>, flow: &Flow) -> Result<(), Error>;
     fn mapping(&self, flow: &Flow) -> Option<Mapping<Self::Address>>;
     /// Key of the flow behind a mapping, whose container has this row.
     fn inside(&self, mapping: &Mapping<Self::Address>, row: &Endpoint) -> Self;
@@ -61,6 +64,9 @@ impl Mapped for FlowKey4 {
     }
     fn proto(&self) -> u8 {
         self.proto
+    }
+    fn count(&self, carried: &mut Attribution<'_>, flow: &Flow) -> Result<(), Error> {
+        carried.flow4(self, flow)
     }
     fn mapping(&self, flow: &Flow) -> Option<Mapping<Be32>> {
         Mapping::of((self.a, self.ap), (self.b, self.bp), flow)
@@ -85,6 +91,9 @@ impl Mapped for FlowKey6 {
     }
     fn proto(&self) -> u8 {
         self.proto
+    }
+    fn count(&self, carried: &mut Attribution<'_>, flow: &Flow) -> Result<(), Error> {
+        carried.flow6(self, flow)
     }
     fn mapping(&self, flow: &Flow) -> Option<Mapping<[Be32; 4]>> {
         Mapping::of((self.a, self.ap), (self.b, self.bp), flow)

@@ -2,6 +2,7 @@
 //! Policies in the kernel: blocks of rules, written beside the old ones and removed when no row refers to them.
 
 use super::Tables;
+use super::counts::{self, Counts, RuleCounts};
 use super::rows::RowWriter;
 use crate::reconcile::Reconcile;
 use crate::state::PolicySpec;
@@ -61,12 +62,13 @@ impl Rules {
 pub struct PolicyReconciler {
     tables: Arc<Tables>,
     rows: Arc<RowWriter>,
+    counts: Arc<RuleCounts>,
     rules: Mutex<Rules>,
 }
 
 impl PolicyReconciler {
-    pub fn new(tables: Arc<Tables>, rows: Arc<RowWriter>) -> Self {
-        Self { tables, rows, rules: Mutex::default() }
+    pub fn new(tables: Arc<Tables>, rows: Arc<RowWriter>, counts: Arc<RuleCounts>) -> Self {
+        Self { tables, rows, counts, rules: Mutex::default() }
     }
 
     fn rules(&self) -> MutexGuard<'_, Rules> {
@@ -76,6 +78,18 @@ impl PolicyReconciler {
     /// The rule behind a record index, for people.
     pub fn rule_text(&self, index: u32) -> Option<String> {
         u16::try_from(index).ok().and_then(|i| self.rules().by_index.get(&i).map(ToString::to_string))
+    }
+
+    /// What each rule decided so far.
+    pub fn counts(&self) -> Result<Counts, Error> {
+        counts::all(&self.tables, &self.counts)
+    }
+
+    /// The same, by rule.
+    pub fn counts_by_rule(&self) -> Result<HashMap<RuleRef, Counter>, Error> {
+        let counts = self.counts()?;
+        let rules = self.rules();
+        Ok(rules.by_index.iter().filter_map(|(index, rule)| Some((rule.clone(), *counts.get(index)?))).collect())
     }
 
     /// First policy id that neither the policy table nor any endpoint row knows.
@@ -117,6 +131,7 @@ impl PolicyReconciler {
             if !known {
                 self.tables.rule_record.put(&u32::from(*index), &RuleRecord { cookie: u32::from(*index), ..RuleRecord::default() })?;
                 self.tables.rule_count.reset(u32::from(*index))?;
+                self.counts.reset(*index);
             }
         }
         self.tables.policy.put_batch(&rows)?;

@@ -121,10 +121,10 @@ fn table(agent: &Agent, name: &str) -> Result<Option<MapModel>, pilus_loader::Er
             let mut entries = t.policy.entries()?;
             entries.sort_by_key(|(k, _)| (k.policy, k.identity));
             let mut rows = Vec::new();
+            let counts = agent.policies.counts()?;
             for (k, block) in entries {
                 for r in block.rules.iter().filter(|r| r.flags & RULE_USED != 0) {
-                    let count: (u64, u64) =
-                        t.rule_count.get(u32::from(r.idx))?.iter().fold((0, 0), |(p, b), c| (p + c.packets, b + c.bytes));
+                    let count = counts.get(&r.idx).copied().unwrap_or_default();
                     rows.push(vec![
                         (k.policy >> 5).to_string(),
                         if k.policy >> 4 & 1 == 0 { "egress" } else { "ingress" }.into(),
@@ -133,8 +133,8 @@ fn table(agent: &Agent, name: &str) -> Result<Option<MapModel>, pilus_loader::Er
                         proto(r.proto),
                         if r.flags & RULE_DENY != 0 { "deny" } else { "allow" }.into(),
                         agent.policies.rule_text(u32::from(r.idx)).unwrap_or_default(),
-                        count.0.to_string(),
-                        count.1.to_string(),
+                        count.packets.to_string(),
+                        count.bytes.to_string(),
                     ]);
                 }
             }

@@ -11,8 +11,9 @@ use axum::extract::{Query, State};
 use pilus_api::types::*;
 use pilus_model::label::Labels;
 use pilus_model::policy::input::{self, Options};
-use pilus_model::policy::{Rule, shadowed};
+use pilus_model::policy::{Rule, RuleRef, shadowed};
 use serde::Deserialize;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn labels(text: &str) -> Result<Labels, Failure> {
@@ -41,10 +42,15 @@ async fn kept(agent: &Agent, revision: u64) -> Result<(), Failure> {
 
 pub async fn show(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyModel>, Failure> {
     let set = current(&agent);
+    let asked = Arc::clone(&agent);
+    let counts = tokio::task::spawn_blocking(move || asked.policies.counts_by_rule()).await;
+    let counts = counts.map_err(Failure::failed)?.map_err(Failure::failed)?;
     let wanted = which.labels.as_deref().map(labels).transpose()?.unwrap_or_default();
-    let rules = set.rules.iter().filter(|r| r.labels.contains_all(&wanted));
-    let rules = rules.map(serde_json::to_value).collect::<Result<_, _>>().map_err(Failure::failed)?;
-    Ok(Json(PolicyModel { revision: set.revision, rules }))
+    let rules: Vec<_> = set.rules.iter().filter(|r| r.labels.contains_all(&wanted)).collect();
+    let count = |r: &&Arc<Rule>| counts.get(&RuleRef(Arc::clone(&r.origin))).copied().unwrap_or_default();
+    let counters = rules.iter().map(count).map(|c| FlowCount { packets: c.packets, bytes: c.bytes }).collect();
+    let rules = rules.into_iter().map(serde_json::to_value).collect::<Result<_, _>>().map_err(Failure::failed)?;
+    Ok(Json(PolicyModel { revision: set.revision, rules, counters }))
 }
 
 /// The rules of all documents.

@@ -164,6 +164,8 @@ pub async fn explain(State(agent): State<App>, Body(question): Body<PolicyQuesti
     let (from, to) = (end(&agent, "from", &question.from)?, end(&agent, "to", &question.to)?);
     let engine = engine(&agent).await?;
     let told = engine.explain(&from.party, &to.party, traffic);
+    let asked = std::sync::Arc::clone(&agent);
+    let counts = apart(move || asked.policies.counts_by_rule()).await?.map_err(Failure::failed)?;
     let mut agrees = true;
     let mut half = |me: &End, half: &Option<Half>, direction, peer: NumericIdentity| -> Result<Option<PolicyVerdict>, Failure> {
         let (Some(half), Some((id, _))) = (half, &me.endpoint) else { return Ok(None) };
@@ -171,7 +173,12 @@ pub async fn explain(State(agent): State<App>, Body(question): Body<PolicyQuesti
         let (kernel, kernel_rule) = kernel(&agent, *id, direction, peer, traffic)?;
         agrees &= kernel == verdict && kernel_rule == rule;
         let entry = half.key.as_ref().map(entry).unwrap_or_default();
-        Ok(Some(PolicyVerdict { verdict: verdict.into(), rule, entry, kernel: kernel.into(), kernel_rule }))
+        let by = match &half.verdict {
+            Verdict::Allow(rule) | Verdict::Redirect(rule, _) | Verdict::Deny(Some(rule)) => counts.get(rule),
+            Verdict::Deny(None) | Verdict::OpenAllow => None,
+        };
+        let count = by.map(|c| FlowCount { packets: c.packets, bytes: c.bytes }).unwrap_or_default();
+        Ok(Some(PolicyVerdict { verdict: verdict.into(), rule, entry, kernel: kernel.into(), kernel_rule, count }))
     };
     let egress = half(&from, &told.egress, Direction::Egress, to.party.identity)?;
     let ingress = half(&to, &told.ingress, Direction::Ingress, from.party.identity)?;

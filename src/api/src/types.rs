@@ -275,6 +275,9 @@ pub struct PolicyModel {
     pub revision: u64,
     /// Rules with the field names of the input.
     pub rules: Vec<serde_json::Value>,
+    /// In the same order, what each decided: packets of both directions since it came, or since the agent started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counters: Vec<FlowCount>,
 }
 
 /// `GET /v1/policy/wait?revision=N`: answers when every endpoint has realised it.
@@ -349,6 +352,9 @@ pub struct PolicyVerdict {
     pub kernel: String,
     /// Rule that the kernel's entry names.
     pub kernel_rule: String,
+    /// What that rule decided so far, for everybody.
+    #[serde(default)]
+    pub count: FlowCount,
 }
 
 /// `POST /v1/policy/diff`: verdicts that an import would change.

@@ -323,12 +323,12 @@ fn policy_is_shown() {
     let policy = json!({"revision": 4, "rules": [
         {"endpointSelector": {"matchLabels": {"app": "web"}}, "ingress": [{}, {}], "labels": ["k8s:a=b"], "description": "front"},
         {"endpointSelector": {}, "egress": []},
-    ]});
+    ], "counters": [{"packets": 7, "bytes": 460}, {"packets": 0, "bytes": 0}]});
     agent.on("GET /v1/policy", 200, &policy).on("GET /v1/policy?labels=k8s:a%3Db", 200, json!({"revision": 4, "rules": []}));
     let table = "\
-SELECTOR  INGRESS  EGRESS  LABELS   DESCRIPTION
-app=web   2        -       k8s:a=b  front
-all       -        0       -        -
+SELECTOR  INGRESS  EGRESS  PACKETS  BYTES  LABELS   DESCRIPTION
+app=web   2        -       7        460    k8s:a=b  front
+all       -        0       0        0      -        -
 Revision: 4 (2 rules; -o yaml shows them whole)
 ";
     assert_eq!(agent.ok(&["policy", "get"]), table);

@@ -4,6 +4,7 @@ mod audit;
 mod badinput;
 mod basic;
 mod cni;
+mod counts;
 mod ct;
 mod disk;
 mod examples;

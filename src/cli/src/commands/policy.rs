@@ -118,7 +118,8 @@ fn directory(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
-    let row = |rule: &Value| {
+    let row = |(n, rule): (usize, &Value)| {
+        let count = policy.counters.get(n).copied().unwrap_or_default();
         let peers = |direction: &str| match &rule[direction] {
             Value::Array(list) => list.len().to_string(),
             _ => String::new(),
@@ -126,10 +127,11 @@ fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
         let selector = ["endpointSelector", "nodeSelector"].iter().map(|key| &rule[key]).find(|v| !v.is_null());
         let labels = rule["labels"].as_array().map(|l| l.iter().map(label).collect::<Vec<_>>().join(",")).unwrap_or_default();
         let description = rule["description"].as_str().unwrap_or_default().to_owned();
-        vec![selector.map(compact).unwrap_or_default(), peers("ingress"), peers("egress"), labels, description]
+        let (packets, bytes) = (count.packets.to_string(), count.bytes.to_string());
+        vec![selector.map(compact).unwrap_or_default(), peers("ingress"), peers("egress"), packets, bytes, labels, description]
     };
-    let rows: Vec<_> = policy.rules.iter().map(row).collect();
-    out.table(&["selector", "ingress", "egress", "labels", "description"], &rows)?;
+    let rows: Vec<_> = policy.rules.iter().enumerate().map(row).collect();
+    out.table(&["selector", "ingress", "egress", "packets", "bytes", "labels", "description"], &rows)?;
     out.line(&format!("Revision: {} ({} rules; -o yaml shows them whole)", policy.revision, policy.rules.len()))
 }
 
@@ -174,10 +176,15 @@ fn explanation(out: &mut Output, answer: &PolicyAnswer) -> io::Result<()> {
     };
     out.fields(&[("From", who(&answer.from)), ("To", who(&answer.to))])?;
     let half = |name: &str, verdict: &Option<PolicyVerdict>| match verdict {
-        None => vec![name.to_owned(), "no policy here".to_owned(), String::new(), String::new(), String::new()],
-        Some(v) => vec![name.to_owned(), v.verdict.clone(), v.rule.clone(), v.entry.clone(), v.kernel.clone()],
+        None => vec![name.to_owned(), "no policy here".to_owned(), String::new(), String::new(), String::new(), String::new()],
+        Some(v) => {
+            vec![name.to_owned(), v.verdict.clone(), v.rule.clone(), v.entry.clone(), v.kernel.clone(), v.count.packets.to_string()]
+        }
     };
-    out.table(&["side", "verdict", "rule", "entry", "kernel"], &[half("egress", &answer.egress), half("ingress", &answer.ingress)])?;
+    out.table(
+        &["side", "verdict", "rule", "entry", "kernel", "packets"],
+        &[half("egress", &answer.egress), half("ingress", &answer.ingress)],
+    )?;
     let (tone, text) = if answer.allowed { (Tone::Good, "ALLOWED") } else { (Tone::Bad, "DENIED") };
     let text = out.paint(tone, text).into_owned();
     out.painted_line(&text)
