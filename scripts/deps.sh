@@ -32,11 +32,13 @@ zstd                make test-kernels: unpacks kernel modules, where they are pa
 nftables            tests: host rules beside ours
 tcpdump             tests: what is really on the wire
 iperf3              make bench: throughput
+protobuf-compiler   tests: builds the client of the CRI of containerd
 '
 
 if [ "${1:-}" = runtimes ]; then
     packages+='
 docker.io           tests: real containers of Docker, and of containerd, which comes with it
+containernetworking-plugins  tests: the loopback plugin, which the CRI of containerd always calls
 '
 fi
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd calls the CNI plugin for `ctr run --cni`, with a configuration in its usual place.
 
-use crate::runtime::{Daemon, IMAGE, container, containerd, done, image, private_run, skipped, tool};
+use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_run, skipped, tool};
 use crate::support::{settled, talk, until};
 use nix::mount::{MsFlags, mount};
 use pilus_e2e::node::program;
@@ -16,6 +16,7 @@ struct Ctr {
     _containerd: Daemon,
     socket: PathBuf,
     node: Node,
+    cgroup: Cgroup,
 }
 
 impl Drop for Ctr {
@@ -78,13 +79,14 @@ fn containers_of_ctr_talk() {
         std::fs::copy(program("pilus-cni"), "/opt/cni/bin/pilus-cni")
     });
     prepared.expect("node").expect("prepare");
-    let (daemon, socket) = containerd(&node);
-    let mut ctr = Ctr { running: Vec::new(), _containerd: daemon, socket, node };
+    let (daemon, socket) = containerd(&node, None);
+    let cgroup = Cgroup::of(&node);
+    let mut ctr = Ctr { running: Vec::new(), _containerd: daemon, socket, node, cgroup };
     let archive = image(&ctr.node).display().to_string();
     ctr.run(&["images", "import", &archive]);
     for _ in 0..2 {
         for name in ["web", "client"] {
-            let command = ctr.command(&["run", "--rm", "--cni", IMAGE, name]);
+            let command = ctr.command(&["run", "--rm", "--cni", "--cgroup", &format!("{}/{name}", ctr.cgroup.0), IMAGE, name]);
             ctr.running.push(Daemon::start(&ctr.node, "ctr.log", &command));
         }
         talk(&ctr.container("client"), &ctr.container("web"), 8080);

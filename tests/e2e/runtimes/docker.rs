@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A dockerd of its own in the node, and its containers.
 
-use crate::runtime::{Daemon, IMAGE, container, containerd, done, image, private_run, refused, skipped, tool};
+use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_run, refused, skipped, tool};
 use crate::support::{Talk, policy, settled, talk, until};
 use nix::sys::signal::Signal;
 use pilus_e2e::node::program;
@@ -21,6 +21,7 @@ struct Docker {
     _containerd: Daemon,
     containerd_socket: PathBuf,
     node: Node,
+    cgroup: Cgroup,
     live_restore: bool,
 }
 
@@ -32,8 +33,9 @@ impl Docker {
     fn start_with(live_restore: bool) -> Self {
         let node = Node::start(NodeOptions::default()).expect("node");
         private_run(&node);
-        let (daemon, containerd_socket) = containerd(&node);
-        let mut docker = Self { plugin: None, daemon: None, _containerd: daemon, containerd_socket, node, live_restore };
+        let (daemon, containerd_socket) = containerd(&node, None);
+        let cgroup = Cgroup::of(&node);
+        let mut docker = Self { plugin: None, daemon: None, _containerd: daemon, containerd_socket, node, cgroup, live_restore };
         docker.start_plugin("docker.sock");
         docker.start_daemon();
         let archive = image(&docker.node);
@@ -55,7 +57,7 @@ impl Docker {
         command.arg("--containerd").arg(&self.containerd_socket);
         command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"]);
         command.arg(format!("--live-restore={}", self.live_restore));
-        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
+        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &self.cgroup.0]);
         let _ = std::fs::remove_file(self.node.path("docker.pid"));
         self.daemon = Some(Daemon::start(&self.node, "dockerd.log", &command));
         until("dockerd answers", || {

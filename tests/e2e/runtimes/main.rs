@@ -4,5 +4,6 @@
 mod support;
 
 mod containerd;
+mod cri;
 mod docker;
 mod runtime;

@@ -5,12 +5,14 @@ use crate::support::until;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use pilus_e2e::container::PATIENCE;
 use pilus_e2e::{Container, Node};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 /// The image's name. Its containers wait to be removed.
 pub const IMAGE: &str = "localhost/pilus-test:1";
@@ -84,6 +86,37 @@ impl Drop for Daemon {
     }
 }
 
+/// The control group that a node's containers are in. Runtimes leave it behind.
+pub struct Cgroup(pub String);
+
+impl Cgroup {
+    pub fn of(node: &Node) -> Self {
+        Self(format!("/{}", node.path("").file_name().expect("a name").display()))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        fn remove(dir: &Path) -> std::io::Result<()> {
+            for entry in std::fs::read_dir(dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+                remove(&entry.path())?;
+            }
+            std::fs::remove_dir(dir)
+        }
+        // One hierarchy, or one of each controller.
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let below = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|e| e.path());
+        let groups = below.chain([root]).map(|r| r.join(self.0.trim_start_matches('/'))).filter(|g| g.is_dir());
+        let since = Instant::now();
+        for group in groups {
+            // Its last process may still be ending.
+            while remove(&group).is_err_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy) && since.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
 /// A /run of the node's own: sockets, plugins and namespaces of its runtimes.
 pub fn private_run(node: &Node) {
     let mounted = node.run_inside(|| mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>));
@@ -115,16 +148,19 @@ pub fn image(node: &Node) -> PathBuf {
     archive
 }
 
-/// containerd, with everything of its own in the node's directory.
-pub fn containerd(node: &Node) -> (Daemon, PathBuf) {
+/// containerd, with everything of its own in the node's directory. `cri` is the configuration of that plugin; without one it
+/// is off.
+pub fn containerd(node: &Node, cri: Option<&str>) -> (Daemon, PathBuf) {
+    const CRI: &str = "io.containerd.grpc.v1.cri";
     let dir = node.path("containerd");
     std::fs::create_dir_all(&dir).expect("directory");
     let socket = dir.join("sock");
     let at = |name: &str| dir.join(name).display().to_string();
+    let [root, state] = ["lib", "run"].map(at);
+    let plugin = cri.map_or_else(String::new, |text| format!("[plugins.\"{CRI}\"]\n{text}"));
+    let off = if cri.is_none() { format!("\"{CRI}\"") } else { String::new() };
     let config = format!(
-        "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{}\"\n",
-        at("lib"),
-        at("run"),
+        "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\ndisabled_plugins = [{off}]\n[grpc]\naddress = \"{}\"\n{plugin}",
         socket.display()
     );
     std::fs::write(dir.join("config.toml"), config).expect("config");
