@@ -184,7 +184,6 @@ pub struct World {
     tree: Arc<str>,
     next_policy: u32,
     policy_ids: HashMap<(Direction, Arc<DirectionPolicy>), u32>,
-    reserved: BTreeSet<IpAddr>,
     host: BTreeSet<IpAddr>,
     outside: outside::Outside,
     /// The node's own, in which rules about prefixes match nothing.
@@ -239,7 +238,6 @@ impl World {
             tree: initial.tree,
             next_policy: initial.first_policy.max(POLICY_FIRST),
             policy_ids: HashMap::new(),
-            reserved: BTreeSet::new(),
             host: BTreeSet::new(),
             outside: outside::Outside::default(),
             ranges: initial.ranges.iter().filter_map(|r| Prefix::new(r.ip, r.len).ok()).collect(),
@@ -442,24 +440,10 @@ impl World {
                 after.push(Box::new(move |w| drop(reply.send(Ok(w.endpoints.reader().snapshot().revision)))));
             }
             Event::HostAddresses(addresses) => self.host_addresses(addresses.into_iter().collect()),
-            Event::ReserveAddress(v6, v4, reply) => drop(reply.send(self.reserve(v6, v4))),
-            Event::ReserveExact(ip, reply) => {
-                let taken = match ip {
-                    IpAddr::V6(ip) => self.ipam.take_v6(Some(ip)).map(|ip| (Some(ip), None)),
-                    IpAddr::V4(ip) => self.ipam.take_v4(Wish::Exact(ip)).map(|ip| (None, ip)),
-                };
-                if taken.is_ok() {
-                    self.reserved.insert(ip);
-                }
-                drop(reply.send(taken.map_err(ControlError::from)));
-            }
+            Event::ReserveAddress(v6, v4, reply) => drop(reply.send(self.ipam.reserve(v6, v4).map_err(ControlError::from))),
+            Event::ReserveExact(ip, reply) => drop(reply.send(self.ipam.reserve_exact(ip).map_err(ControlError::from))),
             Event::ReleaseAddress(ip, reply) => {
-                if self.reserved.remove(&ip) {
-                    match ip {
-                        IpAddr::V4(ip) => self.ipam.release(None, None, Some(ip)),
-                        IpAddr::V6(ip) => self.ipam.release(None, Some(ip), None),
-                    }
-                }
+                self.ipam.release_reserved(ip);
                 drop(reply.send(Ok(())));
             }
         }
@@ -506,9 +490,9 @@ impl World {
                 return Err(ControlError::InterfaceTaken { netns: add.netns, ifname: add.ifname, by: r.id });
             }
         }
-        let ipv6 = self.take_reserved_v6(add.ipv6)?;
+        let ipv6 = self.ipam.take_reserved_v6(add.ipv6)?;
         let undo6 = |ipam: &mut Ipam| ipam.release(None, Some(ipv6), None);
-        let ipv4 = self.take_reserved_v4(add.ipv4).inspect_err(|_| undo6(&mut self.ipam))?;
+        let ipv4 = self.ipam.take_reserved_v4(add.ipv4).inspect_err(|_| undo6(&mut self.ipam))?;
         let slot = self.ipam.take_slot().inspect_err(|_| self.ipam.release(None, Some(ipv6), ipv4))?;
         let identity = match self.identities.allocate(&add.labels) {
             Ok((identity, _)) => identity,
@@ -564,28 +548,6 @@ impl World {
                 Err(e) => tracing::warn!(endpoint = %record.id, error = %e, "IPv4 does not reach it"),
             }
         }
-    }
-
-    fn take_reserved_v6(&mut self, wish: Option<Ipv6Addr>) -> Result<Ipv6Addr, IpamError> {
-        match wish {
-            Some(ip) if self.reserved.remove(&IpAddr::V6(ip)) => Ok(ip),
-            wish => self.ipam.take_v6(wish),
-        }
-    }
-
-    fn take_reserved_v4(&mut self, wish: Wish<Ipv4Addr>) -> Result<Option<Ipv4Addr>, IpamError> {
-        match wish {
-            Wish::Exact(ip) if self.reserved.remove(&IpAddr::V4(ip)) => Ok(Some(ip)),
-            wish => self.ipam.take_v4(wish),
-        }
-    }
-
-    fn reserve(&mut self, v6: Option<Ipv6Addr>, v4: Wish<Ipv4Addr>) -> Result<(Option<Ipv6Addr>, Option<Ipv4Addr>), ControlError> {
-        let v6 = self.ipam.take_v6(v6)?;
-        let v4 = self.ipam.take_v4(v4).inspect_err(|_| self.ipam.release(None, Some(v6), None))?;
-        self.reserved.insert(v6.into());
-        self.reserved.extend(v4.map(IpAddr::from));
-        Ok((Some(v6), v4))
     }
 
     fn delete(&mut self, id: EndpointId) {

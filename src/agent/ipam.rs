@@ -2,8 +2,13 @@
 //! Addresses and slots of this node. An address that was given back is used again as late as possible.
 
 use crate::options::Prefix;
-use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long an address is kept for an endpoint that is to come. Who asked for it may be dead by then.
+const RESERVED_FOR: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IpamError {
@@ -66,6 +71,8 @@ pub struct Ipam {
     slots: Pool,
     v6_range: Prefix<Ipv6Addr>,
     v4_range: Prefix<Ipv4Addr>,
+    /// Taken by nobody yet, and since when.
+    reserved: BTreeMap<IpAddr, Instant>,
 }
 
 impl Ipam {
@@ -80,6 +87,7 @@ impl Ipam {
             slots: Pool::new(u128::from(slots.start), u128::from(slots.end - 1), "endpoint slot"),
             v6_range,
             v4_range,
+            reserved: BTreeMap::new(),
         }
     }
 
@@ -135,6 +143,59 @@ impl Ipam {
                 Ok(Some(ip))
             }
         }
+    }
+
+    /// Takes addresses for an endpoint that is to come.
+    pub fn reserve(&mut self, v6: Option<Ipv6Addr>, v4: Wish<Ipv4Addr>) -> Result<(Option<Ipv6Addr>, Option<Ipv4Addr>), IpamError> {
+        self.forget_reserved();
+        let v6 = self.take_v6(v6)?;
+        let v4 = self.take_v4(v4).inspect_err(|_| self.release(None, Some(v6), None))?;
+        let both = [Some(v6.into()), v4.map(IpAddr::from)].into_iter().flatten();
+        self.reserved.extend(both.map(|ip| (ip, Instant::now())));
+        Ok((Some(v6), v4))
+    }
+
+    pub fn reserve_exact(&mut self, ip: IpAddr) -> Result<(Option<Ipv6Addr>, Option<Ipv4Addr>), IpamError> {
+        self.forget_reserved();
+        let taken = match ip {
+            IpAddr::V6(ip) => (Some(self.take_v6(Some(ip))?), None),
+            IpAddr::V4(ip) => (None, self.take_v4(Wish::Exact(ip))?),
+        };
+        self.reserved.insert(ip, Instant::now());
+        Ok(taken)
+    }
+
+    /// An endpoint's address: one that was reserved, or another.
+    pub fn take_reserved_v6(&mut self, wish: Option<Ipv6Addr>) -> Result<Ipv6Addr, IpamError> {
+        self.forget_reserved();
+        match wish {
+            Some(ip) if self.reserved.remove(&IpAddr::V6(ip)).is_some() => Ok(ip),
+            wish => self.take_v6(wish),
+        }
+    }
+
+    pub fn take_reserved_v4(&mut self, wish: Wish<Ipv4Addr>) -> Result<Option<Ipv4Addr>, IpamError> {
+        self.forget_reserved();
+        match wish {
+            Wish::Exact(ip) if self.reserved.remove(&IpAddr::V4(ip)).is_some() => Ok(Some(ip)),
+            wish => self.take_v4(wish),
+        }
+    }
+
+    /// Gives back what no endpoint has taken.
+    pub fn release_reserved(&mut self, ip: IpAddr) {
+        if self.reserved.remove(&ip).is_some() {
+            match ip {
+                IpAddr::V4(ip) => self.release(None, None, Some(ip)),
+                IpAddr::V6(ip) => self.release(None, Some(ip), None),
+            }
+        }
+    }
+
+    fn forget_reserved(&mut self) {
+        let now = Instant::now();
+        let old: Vec<IpAddr> = self.reserved.iter().filter(|(_, since)| now - **since >= RESERVED_FOR).map(|(ip, _)| *ip).collect();
+        old.into_iter().for_each(|ip| self.release_reserved(ip));
     }
 
     /// Marks what a restored endpoint has, wherever it lies.
@@ -195,5 +256,25 @@ mod tests {
         assert_eq!(i.take_v6(None), Ok("fd00::2".parse().expect("ip")));
         assert_eq!((0..4).map(|_| i.take_slot()).collect::<Result<Vec<_>, _>>(), Ok(vec![256, 257, 258, 259]));
         assert!(i.take_slot().is_err());
+    }
+
+    /// Whoever reserved addresses and died does not keep them: it would be for as long as the agent runs.
+    #[tokio::test(start_paused = true)]
+    async fn reserved_addresses_are_free_again_some_day() {
+        let mut i = small();
+        let (v6, v4) = i.reserve(None, Wish::Auto).expect("reserve");
+        let (v6, v4) = (v6.expect("v6"), v4.expect("v4"));
+        let other: IpAddr = "10.1.2.9".parse().expect("address");
+        i.reserve_exact(other).expect("reserve");
+        assert_eq!(i.reserve_exact(other), Err(IpamError::Taken(other.to_string())));
+        tokio::time::advance(RESERVED_FOR - Duration::from_secs(1)).await;
+        assert_eq!(i.reserve_exact(other), Err(IpamError::Taken(other.to_string())));
+        assert_eq!(i.take_reserved_v4(Wish::Exact(v4)), Ok(Some(v4)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(i.take_reserved_v6(Some(v6)), Ok(v6));
+        i.reserve_exact(other).expect("it is free again");
+        // What an endpoint took stays.
+        assert_eq!(i.take_reserved_v4(Wish::Exact(v4)), Err(IpamError::Taken(v4.to_string())));
+        assert_eq!(i.take_reserved_v6(Some(v6)), Err(IpamError::Taken(v6.to_string())));
     }
 }

@@ -56,6 +56,7 @@ async fn bring_up(driver: &Driver, model: &EndpointModel, endpoint: &str, known:
         // Docker gives back what it remembers; of the rest nobody will ever speak again.
         let name = reference(endpoint);
         driver.agent.call(|| driver.agent.client.delete_endpoint(&name)).await.map_err(|e| e.to_string())?;
+        lock(&driver.joined).remove(endpoint);
         tracing::info!(endpoint, "removed: Docker does not know it any more");
     }
     Ok(())

@@ -77,6 +77,10 @@ fn text<'a>(request: &'a Value, key: &str) -> &'a str {
 
 /// A text that must be there.
 fn needed<'a>(request: &'a Value, key: &str) -> Result<&'a str> {
+    if request.is_null() {
+        // So it does when the driver goes away with the first one.
+        return Err("Docker repeated its request without what was in it: try again".into());
+    }
     request[key].as_str().filter(|v| !v.is_empty()).ok_or_else(|| format!("the request has no {key}"))
 }
 
@@ -113,7 +117,11 @@ impl Driver {
     /// One request; None if there is no such call.
     async fn call(&self, method: &str, request: &Value) -> Option<Result<Value>> {
         Some(match method {
-            "Plugin.Activate" => Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] })),
+            "Plugin.Activate" => {
+                // A Docker that has just begun. What another one asked for and did not live to note down nobody gives back.
+                lock(&self.made).clear();
+                Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] }))
+            }
             "NetworkDriver.GetCapabilities" => Ok(json!({ "Scope": "local", "ConnectivityScope": "local" })),
             "NetworkDriver.CreateNetwork" => self.create_network(request).await,
             "NetworkDriver.CreateEndpoint" => self.create_endpoint(request).await,

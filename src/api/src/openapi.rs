@@ -108,13 +108,16 @@ fn addressing(doc: &mut Document) {
     let one = "/v1/ipam/{ip}";
     doc.get("/v1/identity", "listIdentities", "All identities").answer::<Vec<IdentityModel>>(200, "Identities").done();
     doc.get("/v1/identity/{id}", "getIdentity", "One identity").answer::<IdentityModel>(200, "Identity").fails(&[400, 404]).done();
-    doc.route("post", "/v1/ipam", "allocateAddress", "Takes free addresses")
+    doc.route("post", "/v1/ipam", "allocateAddress", "Takes free addresses, for an endpoint that comes within five minutes")
         .query("v6", "boolean", false, "Take an IPv6 address")
         .query("v4", "boolean", false, "Take an IPv4 address")
         .answer::<IpamModel>(201, "Addresses")
         .fails(&[400, 409])
         .done();
-    doc.route("post", one, "claimAddress", "Takes this address").answer::<IpamModel>(201, "Address").fails(&[400, 409]).done();
+    doc.route("post", one, "claimAddress", "Takes this address, for an endpoint that comes within five minutes")
+        .answer::<IpamModel>(201, "Address")
+        .fails(&[400, 409])
+        .done();
     doc.route("delete", one, "releaseAddress", "Gives an address back").empty(204, "Free").fails(&[400, 404, 409]).done();
 }
 

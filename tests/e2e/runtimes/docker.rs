@@ -2,10 +2,12 @@
 //! A dockerd of its own in the node, and its containers.
 
 use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_run, refused, skipped, tool};
-use crate::support::{Talk, policy, settled, talk, until};
+use crate::support::{Talk, compare, policy, rounds, settled, talk, until};
 use nix::sys::signal::Signal;
 use pilus_e2e::node::program;
 use pilus_e2e::{Container, Family, Node, NodeOptions};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,11 +29,11 @@ struct Docker {
 
 impl Docker {
     fn start() -> Self {
-        Self::start_with(true)
+        Self::start_with(true, NodeOptions::default())
     }
 
-    fn start_with(live_restore: bool) -> Self {
-        let node = Node::start(NodeOptions::default()).expect("node");
+    fn start_with(live_restore: bool, options: NodeOptions) -> Self {
+        let node = Node::start(options).expect("node");
         private_run(&node);
         let (daemon, containerd_socket) = containerd(&node, None);
         let cgroup = Cgroup::of(&node);
@@ -46,11 +48,17 @@ impl Docker {
     fn start_plugin(&mut self, docker_socket: &str) {
         let mut command = tool(program("pilus-docker"));
         command.arg("--socket").arg(self.node.socket()).arg("--docker-socket").arg(self.node.path(docker_socket));
-        command.arg("--log-level").arg(std::env::var("PILUS_TEST_LOG").unwrap_or_else(|_| "info".into()));
+        // With every request: tests wait for them.
+        command.args(["--log-level", "debug"]);
         self.plugin = Some(Daemon::start(&self.node, "plugin.log", &command));
     }
 
     fn start_daemon(&mut self) {
+        self.begin_daemon();
+        self.wait_daemon();
+    }
+
+    fn begin_daemon(&mut self) {
         let mut command = tool("dockerd");
         command.arg("--data-root").arg(self.node.path("docker")).arg("--exec-root").arg(self.node.path("docker-run"));
         command.arg("-p").arg(self.node.path("docker.pid")).arg("-H").arg(format!("unix://{}", self.node.path("docker.sock").display()));
@@ -60,6 +68,9 @@ impl Docker {
         command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &self.cgroup.0]);
         let _ = std::fs::remove_file(self.node.path("docker.pid"));
         self.daemon = Some(Daemon::start(&self.node, "dockerd.log", &command));
+    }
+
+    fn wait_daemon(&self) {
         until("dockerd answers", || {
             let output = self.cli(&["version"]).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
             let log = || std::fs::read_to_string(self.node.path("dockerd.log")).unwrap_or_default();
@@ -105,6 +116,42 @@ impl Docker {
         self.node.block_on(self.node.client().endpoint(&format!("name:docker:{id}"))).expect("endpoint")
     }
 
+    /// How many requests of Docker the plugin has answered.
+    fn requests(&self) -> usize {
+        std::fs::read_to_string(self.node.path("plugin.log")).map_or(0, |log| log.matches("request method=").count())
+    }
+
+    fn kill(&mut self, victim: Victim) {
+        match victim {
+            Victim::Agent => self.node.kill_agent().expect("kill"),
+            Victim::Plugin => self.plugin.take().expect("plugin").signal(Signal::SIGKILL),
+            Victim::Daemon => self.daemon.take().expect("dockerd").signal(Signal::SIGKILL),
+        }
+    }
+
+    fn start_again(&mut self, victim: Victim) {
+        match victim {
+            Victim::Agent => self.node.start_agent().expect("agent"),
+            Victim::Plugin => self.start_plugin("docker.sock"),
+            Victim::Daemon => self.start_daemon(),
+        }
+    }
+
+    /// Docker does this while one of the three dies, after so many requests to the plugin. What it says if it fails.
+    fn disturbed(&mut self, mut command: Command, victim: Victim, after: usize) -> Result<(), String> {
+        let goal = self.requests() + after;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("docker");
+        until("the moment comes", || {
+            let ended = child.try_wait().map_err(|e| e.to_string())?.is_some();
+            if ended || self.requests() >= goal { Ok(()) } else { Err(format!("{} requests of {goal}", self.requests())) }
+        });
+        self.kill(victim);
+        self.start_again(victim);
+        let output = child.wait_with_output().expect("docker");
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
+    }
+
     fn labels(&self, name: &str) -> Vec<String> {
         self.endpoint(name).labels
     }
@@ -142,6 +189,13 @@ impl Drop for Docker {
             }
         }
     }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Agent,
+    Plugin,
+    Daemon,
 }
 
 const NEEDED: &[&str] = &["dockerd", "docker", "containerd", "runc", "ctr", "busybox"];
@@ -317,13 +371,21 @@ fn containers_start_with_the_daemon() {
     if skipped(NEEDED) {
         return;
     }
-    let mut docker = Docker::start_with(false);
+    let mut docker = Docker::start_with(false, NodeOptions::default());
     docker.network("net");
     docker.run("web", &["--restart", "always", "--stop-timeout", "1", "--label", "app=web"]);
-    let before = docker.endpoint("web").name;
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+    for (signal, with_agent) in [(Signal::SIGTERM, false), (Signal::SIGKILL, false), (Signal::SIGKILL, true)] {
+        let before = docker.endpoint("web").name;
         docker.daemon.take().expect("dockerd").signal(signal);
-        docker.start_daemon();
+        let goal = docker.requests() + 6;
+        docker.begin_daemon();
+        if with_agent {
+            // Who the driver is comes first, then what the container needs.
+            until("the container is being started", || if docker.requests() >= goal { Ok(()) } else { Err("not yet".into()) });
+            docker.kill(Victim::Agent);
+            docker.start_again(Victim::Agent);
+        }
+        docker.wait_daemon();
         until("the container is back", || {
             let seen = docker.inspect("web");
             let id = seen["NetworkSettings"]["Networks"]["net"]["EndpointID"].as_str().unwrap_or_default().to_owned();
@@ -338,6 +400,69 @@ fn containers_start_with_the_daemon() {
     }
     docker.remove_all();
     assert_eq!(settled(&docker.node), []);
+}
+
+/// Agent, driver and dockerd die in the middle of what Docker does. Connections of other containers stay; what was asked for is
+/// done, or fails with a reason; and nothing is left of it. What died between an address and its endpoint may have kept the
+/// address, for a time.
+#[test]
+fn killed_at_any_moment() {
+    const SEED: u64 = 11;
+    if skipped(NEEDED) {
+        return;
+    }
+    let options = NodeOptions { args: vec!["--ipv4-range".into(), "10.203.0.0/24".into()], ..NodeOptions::default() };
+    let mut docker = Docker::start_with(true, options);
+    docker.network("net");
+    let web = docker.run("web", &["--label", "app=web"]);
+    let client = docker.run("client", &["--label", "app=client"]);
+    docker.node.import(&policy("web", WEB_FROM_CLIENT)).expect("policy");
+    let mut talks: Vec<Talk> = Family::BOTH.into_iter().map(|f| Talk::tcp(&client, &web, f, 8080)).collect();
+    let mut random = StdRng::seed_from_u64(SEED);
+    let (mut done_ones, mut failed) = (0, 0);
+    for round in 0..rounds(12, 120) {
+        // Two requests for addresses, endpoint, join, twice the state; leave, endpoint, two addresses.
+        let victim = [Victim::Agent, Victim::Plugin, Victim::Daemon][round % 3];
+        let (starting, after) = (random.random_range(0..3) > 0, random.random_range(0..6));
+        let what = format!("round {round}: {victim:?} dies while one is {}, after {after}", if starting { "started" } else { "removed" });
+        let run = docker.cli(&["run", "-d", "--name", "guest", "--net", "net", "--label", "app=client", IMAGE]);
+        let ended = if starting {
+            docker.disturbed(run, victim, after)
+        } else {
+            docker.run("guest", &["--label", "app=client"]);
+            let remove = docker.cli(&["rm", "-f", "guest"]);
+            docker.disturbed(remove, victim, after)
+        };
+        for talk in &mut talks {
+            talk.exchange(round as u32).unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+        match &ended {
+            Ok(()) => done_ones += 1,
+            Err(why) => {
+                failed += 1;
+                assert!(!why.is_empty(), "{what}: failed without a word");
+                println!("{what}: {}", why.replace('\n', " "));
+            }
+        }
+        if starting && ended.is_ok() {
+            until(&what, || match docker.labels("guest") {
+                labels if labels == ["container:app=client"] => Ok(()),
+                labels => Err(format!("{labels:?}")),
+            });
+            talk(&docker.running("guest"), &web, 9000);
+        }
+        if !done(&mut docker.cli(&["ps", "-aq", "--filter", "name=^guest$"])).is_empty() {
+            done(&mut docker.cli(&["rm", "-f", "guest"]));
+        }
+        until(&what, || match compare(&docker.node)?.len() {
+            2 => Ok(()),
+            n => Err(format!("{n} endpoints")),
+        });
+    }
+    println!("{done_ones} done, {failed} failed with a reason");
+    let take = || docker.node.block_on(docker.node.client().allocate_address(true, true)).is_ok();
+    let free = (0..256).take_while(|_| take()).count();
+    assert!(free + failed >= 253 - 2 && free <= 253 - 2, "{free} addresses are free");
 }
 
 /// What the documentation shows.
