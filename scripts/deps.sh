@@ -39,6 +39,7 @@ if [ "${1:-}" = runtimes ]; then
     packages+='
 docker.io           tests: real containers of Docker, and of containerd, which comes with it
 containernetworking-plugins  tests: the loopback plugin, which the CRI of containerd always calls
+podman              tests: real containers of podman with CNI
 '
 fi
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd calls the CNI plugin for `ctr run --cni`, with a configuration in its usual place.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_run, skipped, tool};
+use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, skipped, tool};
 use crate::support::{settled, talk, until};
 use nix::mount::{MsFlags, mount};
 use pilus_e2e::node::program;
@@ -66,7 +66,7 @@ fn containers_of_ctr_talk() {
         return println!("skipped: there is no directory /etc/cni to put a configuration over");
     }
     let node = Node::start(NodeOptions::default()).expect("node");
-    private_run(&node);
+    private_places(&node);
     // ctr reads one fixed directory, and looks for plugins in another.
     let conf = node.path("cni");
     std::fs::create_dir_all(conf.join("net.d")).expect("directory");

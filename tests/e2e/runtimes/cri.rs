@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd through its CRI, as a kubelet drives it: sandboxes that get their network from the plugin, containers in them.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_run, skipped, tool};
+use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, skipped, tool};
 use crate::support::{Talk, policy, rounds, settled, talk, until};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -139,7 +139,7 @@ impl Cri {
         }
         let args = args.iter().map(|a| (*a).to_owned()).collect();
         let node = Node::start(NodeOptions { args, ..NodeOptions::default() }).expect("node");
-        private_run(&node);
+        private_places(&node);
         let [conf, bin] = ["cni/net.d", "cni/bin"].map(|name| node.path(name));
         [&conf, &bin].into_iter().for_each(|dir| std::fs::create_dir_all(dir).expect("directory"));
         for (from, name) in [(program("pilus-cni"), "pilus-cni"), (LOOPBACK.into(), "loopback")] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A dockerd of its own in the node, and its containers.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_run, refused, skipped, tool};
+use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, refused, skipped, tool};
 use crate::support::{Talk, compare, policy, rounds, settled, talk, until};
 use nix::sys::signal::Signal;
 use pilus_e2e::node::program;
@@ -34,7 +34,7 @@ impl Docker {
 
     fn start_with(live_restore: bool, options: NodeOptions) -> Self {
         let node = Node::start(options).expect("node");
-        private_run(&node);
+        private_places(&node);
         let (daemon, containerd_socket) = containerd(&node, None);
         let cgroup = Cgroup::of(&node);
         let mut docker = Self { plugin: None, daemon: None, _containerd: daemon, containerd_socket, node, cgroup, live_restore };

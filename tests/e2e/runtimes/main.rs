@@ -6,4 +6,5 @@ mod support;
 mod containerd;
 mod cri;
 mod docker;
+mod podman;
 mod runtime;

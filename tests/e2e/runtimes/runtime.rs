@@ -117,10 +117,12 @@ impl Drop for Cgroup {
     }
 }
 
-/// A /run of the node's own: sockets, plugins and namespaces of its runtimes.
-pub fn private_run(node: &Node) {
-    let mounted = node.run_inside(|| mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>));
-    mounted.expect("node").expect("mount /run");
+/// Places of the node's own, where runtimes keep sockets, namespaces, locks and results.
+pub fn private_places(node: &Node) {
+    for place in ["/run", "/dev/shm", "/var/lib"] {
+        let mounted = node.run_inside(move || mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), None::<&str>));
+        mounted.expect("node").unwrap_or_else(|e| panic!("mount {place}: {e}"));
+    }
 }
 
 /// An image of busybox alone, in the form that `docker load` and `ctr images import` read.
