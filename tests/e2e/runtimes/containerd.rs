@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd calls the CNI plugin for `ctr run --cni`, with a configuration in its usual place.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, skipped, tool};
+use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done_in, image, private_places, skipped, tool};
 use crate::support::{settled, talk, until};
 use nix::mount::{MsFlags, mount};
 use pilus_e2e::node::program;
@@ -33,10 +33,8 @@ impl Ctr {
         command
     }
 
-    /// In the node's namespaces, as an administrator of the node would.
     fn run(&self, args: &[&str]) -> String {
-        let mut command = self.command(args);
-        self.node.run_inside(move || done(&mut command)).expect("node")
+        done_in(&self.node, self.command(args))
     }
 
     fn container(&self, name: &str) -> Container {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! podman with CNI, with everything of its own.
 
-use crate::runtime::{Cgroup, IMAGE, container, done, image, private_places, refused, skipped, tool};
+use crate::runtime::{Cgroup, IMAGE, container, done_in, image, private_places, refused_in, skipped, tool};
 use crate::support::{policy, settled, talk};
 use pilus_e2e::node::program;
 use pilus_e2e::{Container, Family, Node, NodeOptions};
@@ -52,15 +52,12 @@ impl Podman {
         command
     }
 
-    /// In the node's namespaces, as an administrator of the node would.
     fn done(&self, args: &[&str]) -> String {
-        let mut command = self.command(args);
-        self.node.run_inside(move || done(&mut command)).expect("node")
+        done_in(&self.node, self.command(args))
     }
 
     fn refused(&self, args: &[&str]) -> String {
-        let mut command = self.command(args);
-        self.node.run_inside(move || refused(&mut command)).expect("node")
+        refused_in(&self.node, self.command(args))
     }
 
     /// Its own limits are more than root may have everywhere.

@@ -9,9 +9,10 @@ use pilus_e2e::container::PATIENCE;
 use pilus_e2e::{Container, Node};
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
 /// The image's name. Its containers wait to be removed.
@@ -40,15 +41,38 @@ pub fn skipped(tools: &[&'static str]) -> bool {
 
 /// Output of a command that must succeed.
 pub fn done(command: &mut Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    succeeded(command.stdin(Stdio::null()).output(), command)
+}
+
+/// What a command that must fail says.
+pub fn refused(command: &mut Command) -> String {
+    failed(command.stdin(Stdio::null()).output(), command)
+}
+
+/// The same in the node's namespaces, as an administrator of the node would.
+pub fn done_in(node: &Node, command: Command) -> String {
+    let (output, command) = run_in(node, command);
+    succeeded(output, &command)
+}
+
+pub fn refused_in(node: &Node, command: Command) -> String {
+    let (output, command) = run_in(node, command);
+    failed(output, &command)
+}
+
+fn run_in(node: &Node, mut command: Command) -> (io::Result<Output>, Command) {
+    node.run_inside(move || (command.stdin(Stdio::null()).output(), command)).expect("node")
+}
+
+fn succeeded(output: io::Result<Output>, command: &Command) -> String {
+    let output = output.unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
 
-/// What a command that must fail says.
-pub fn refused(command: &mut Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+fn failed(output: io::Result<Output>, command: &Command) -> String {
+    let output = output.unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(!output.status.success(), "{command:?} succeeded");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -97,7 +121,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        fn remove(dir: &Path) -> std::io::Result<()> {
+        fn remove(dir: &Path) -> io::Result<()> {
             for entry in std::fs::read_dir(dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
                 remove(&entry.path())?;
             }
@@ -110,7 +134,7 @@ impl Drop for Cgroup {
         let since = Instant::now();
         for group in groups {
             // Its last process may still be ending.
-            while remove(&group).is_err_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy) && since.elapsed() < PATIENCE {
+            while remove(&group).is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy) && since.elapsed() < PATIENCE {
                 std::thread::yield_now();
             }
         }
