@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -347,11 +347,12 @@ async fn handle(State(driver): State<Arc<Driver>>, uri: Uri, body: Bytes) -> Res
     let request = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body).map_err(|e| e.to_string()) };
     // Docker does not wait for ever, but what it began is ended: it will ask for it to be undone.
     let work = tokio::spawn(async move {
+        let since = Instant::now();
         let answer = match &request {
             Ok(request) => driver.call(&method, request).await,
             Err(e) => Some(Err(format!("the request is no JSON: {e}"))),
         };
-        tracing::debug!(method, ?request, ?answer, "request");
+        tracing::debug!(method, took = ?since.elapsed(), ?request, ?answer, "request");
         if let Some(Err(e)) = &answer {
             tracing::warn!(method, error = e, "refused");
         }

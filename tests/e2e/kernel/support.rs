@@ -3,24 +3,12 @@
 
 use pilus_api::types::EndpointModel;
 use pilus_e2e::container::PATIENCE;
+pub use pilus_e2e::until;
 use pilus_e2e::{Container, Family, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
-
-/// Looks again and again until `look` is content; what it says meanwhile is why it is not.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let since = Instant::now();
-    loop {
-        match look() {
-            Ok(seen) => return seen,
-            Err(why) => assert!(since.elapsed() < PATIENCE, "{what}: {why}"),
-        }
-        std::thread::yield_now();
-    }
-}
 
 /// True for the long variants: more rounds of the same.
 pub fn rounds(short: usize, long: usize) -> usize {

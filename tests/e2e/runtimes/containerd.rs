@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd calls the CNI plugin for `ctr run --cni`, with a configuration in its usual place.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done_in, image, private_places, skipped, tool};
 use crate::support::{settled, talk, until};
 use nix::mount::{MsFlags, mount};
 use pilus_e2e::node::program;
+use pilus_e2e::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done_in, image, private_places, skipped, tool};
 use pilus_e2e::{Container, Node, NodeOptions};
 use serde_json::json;
 use std::path::PathBuf;

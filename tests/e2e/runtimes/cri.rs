@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd through its CRI, as a kubelet drives it: sandboxes that get their network from the plugin, containers in them.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, skipped, tool};
 use crate::support::{Talk, policy, rounds, settled, talk, until};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -12,6 +11,7 @@ use k8s_cri::v1::{
 };
 use nix::sys::signal::Signal;
 use pilus_e2e::node::program;
+use pilus_e2e::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, skipped, tool};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A dockerd of its own in the node, and its containers.
 
-use crate::runtime::{Cgroup, Daemon, IMAGE, container, containerd, done, image, private_places, refused, skipped, tool};
 use crate::support::{Talk, compare, policy, rounds, settled, talk, until};
 use nix::sys::signal::Signal;
 use pilus_e2e::node::program;
+use pilus_e2e::runtime::{
+    Cgroup, Daemon, IMAGE, container, containerd, docker, docker_plugin, dockerd, done, image, private_places, refused, skipped, tool,
+    wait_dockerd,
+};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -45,44 +48,23 @@ impl Docker {
         docker
     }
 
+    /// It logs every request: tests wait for them.
     fn start_plugin(&mut self, docker_socket: &str) {
-        let mut command = tool(program("pilus-docker"));
-        command.arg("--socket").arg(self.node.socket()).arg("--docker-socket").arg(self.node.path(docker_socket));
-        // With every request: tests wait for them.
-        command.args(["--log-level", "debug"]);
-        self.plugin = Some(Daemon::start(&self.node, "plugin.log", &command));
+        self.plugin = Some(docker_plugin(&self.node, docker_socket, "debug"));
     }
 
     fn start_daemon(&mut self) {
         self.begin_daemon();
-        self.wait_daemon();
+        wait_dockerd(&self.node);
     }
 
     fn begin_daemon(&mut self) {
-        let mut command = tool("dockerd");
-        command.arg("--data-root").arg(self.node.path("docker")).arg("--exec-root").arg(self.node.path("docker-run"));
-        command.arg("-p").arg(self.node.path("docker.pid")).arg("-H").arg(format!("unix://{}", self.node.path("docker.sock").display()));
-        command.arg("--containerd").arg(&self.containerd_socket);
-        command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"]);
-        command.arg(format!("--live-restore={}", self.live_restore));
-        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &self.cgroup.0]);
-        let _ = std::fs::remove_file(self.node.path("docker.pid"));
-        self.daemon = Some(Daemon::start(&self.node, "dockerd.log", &command));
-    }
-
-    fn wait_daemon(&self) {
-        until("dockerd answers", || {
-            let output = self.cli(&["version"]).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
-            let log = || std::fs::read_to_string(self.node.path("dockerd.log")).unwrap_or_default();
-            if output.status.success() { Ok(()) } else { Err(log()) }
-        });
+        let more = ["--bridge=none", &format!("--live-restore={}", self.live_restore)];
+        self.daemon = Some(dockerd(&self.node, &self.containerd_socket, &self.cgroup, &more));
     }
 
     fn cli(&self, args: &[&str]) -> Command {
-        let mut command = tool("docker");
-        command.arg("-H").arg(format!("unix://{}", self.node.path("docker.sock").display())).args(args);
-        command.env("DOCKER_CONFIG", self.node.path("docker-config"));
-        command
+        docker(&self.node, args)
     }
 
     fn network(&self, name: &str) {
@@ -385,7 +367,7 @@ fn containers_start_with_the_daemon() {
             docker.kill(Victim::Agent);
             docker.start_again(Victim::Agent);
         }
-        docker.wait_daemon();
+        wait_dockerd(&docker.node);
         until("the container is back", || {
             let seen = docker.inspect("web");
             let id = seen["NetworkSettings"]["Networks"]["net"]["EndpointID"].as_str().unwrap_or_default().to_owned();

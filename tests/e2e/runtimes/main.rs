@@ -7,4 +7,3 @@ mod containerd;
 mod cri;
 mod docker;
 mod podman;
-mod runtime;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! podman with CNI, with everything of its own.
 
-use crate::runtime::{Cgroup, IMAGE, container, done_in, image, private_places, refused_in, skipped, tool};
 use crate::support::{policy, settled, talk};
 use pilus_e2e::node::program;
+use pilus_e2e::runtime::{Cgroup, IMAGE, container, done_in, image, private_places, refused_in, skipped, tool};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use serde_json::{Value, json};
 use std::net::SocketAddr;

@@ -6,10 +6,24 @@ pub mod container;
 pub mod icmp;
 pub mod node;
 pub mod outside;
+pub mod runtime;
 pub mod traffic;
 
 pub use container::Container;
 pub use node::{Node, NodeOptions};
+use std::time::Instant;
+
+/// Looks again and again until `look` is content; what it says meanwhile is why it is not.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let since = Instant::now();
+    loop {
+        match look() {
+            Ok(seen) => return seen,
+            Err(why) => assert!(since.elapsed() < container::PATIENCE, "{what}: {why}"),
+        }
+        std::thread::yield_now();
+    }
+}
 
 /// Both families, for rows of tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

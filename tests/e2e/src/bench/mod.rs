@@ -9,6 +9,7 @@ mod direct;
 mod events;
 mod kernel;
 mod path;
+mod plugins;
 mod probe;
 mod reference;
 mod report;
@@ -64,6 +65,18 @@ impl Row {
     }
 }
 
+/// Why rows cannot be measured on this machine.
+#[derive(Debug)]
+struct Skipped(String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
 /// Rows that are measured together.
 pub struct Group {
     pub rows: &'static [&'static str],
@@ -85,6 +98,9 @@ pub const GROUPS: &[Group] = &[
     Group { rows: swap::SWAP_ROWS, run: swap::swaps },
     Group { rows: swap::OPEN_ROWS, run: swap::open_loop },
     Group { rows: swap::RESTART_ROWS, run: swap::restarts },
+    Group { rows: plugins::CNI_ROWS, run: plugins::cni },
+    Group { rows: plugins::CNI_BRIDGE_ROWS, run: plugins::cni_bridge },
+    Group { rows: plugins::DOCKER_ROWS, run: plugins::docker_run },
     Group { rows: add::MANY_ROWS, run: add::many },
 ];
 
@@ -130,6 +146,7 @@ pub fn run(plan: &Plan, report: &mut Report) {
         progress(&format!("{} ...", group.rows.join(" ")));
         match (group.run)(plan) {
             Ok(rows) => rows.into_iter().filter(|r| plan.wants(&r.name)).for_each(|r| report.add(r)),
+            Err(e) if e.is::<Skipped>() => group.rows.iter().filter(|n| plan.wants(n)).for_each(|n| report.skip(n, &e.to_string())),
             Err(e) => group.rows.iter().filter(|n| plan.wants(n)).for_each(|n| report.fail(n, &format!("{e:#}"))),
         }
         progress(&format!("  took {:.1} s", since.elapsed().as_secs_f64()));

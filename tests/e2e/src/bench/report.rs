@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The sections that there is code for. A row that several of them name is measured once and judged by each.
-const SECTIONS: [&str; 2] = ["main-job", "datapath"];
+const SECTIONS: [&str; 3] = ["main-job", "datapath", "plugins"];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -148,8 +148,17 @@ impl Report {
 
     /// A row that could not be measured.
     pub fn fail(&mut self, name: &str, why: &str) {
+        self.unmeasured(name, &format!("failed: {why}"));
+    }
+
+    /// A row that this machine has no means for. It is missed all the same.
+    pub fn skip(&mut self, name: &str, why: &str) {
+        self.unmeasured(name, &format!("skipped: {why}"));
+    }
+
+    fn unmeasured(&mut self, name: &str, note: &str) {
         for (section, goal) in self.goals.of(name) {
-            let row = Row::new(name, "", Vec::new()).note(format!("failed: {why}"));
+            let row = Row::new(name, "", Vec::new()).note(note);
             self.push(Entry { ok: false, ..judge(&row, section, goal) });
         }
     }
@@ -249,6 +258,7 @@ mod tests {
         report.add(Row::new("b", "GB/s", vec![f64::NAN]));
         assert!(!report.all_ok());
         report.fail("a", "why");
-        assert!(report.table().contains("failed: why"));
+        report.skip("b", "no such thing");
+        assert!(report.table().contains("failed: why") && report.table().contains("skipped: no such thing"));
     }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runtimes as processes of a node, and an image made of what the machine has.
 
-use crate::support::until;
+use crate::container::PATIENCE;
+use crate::node::program;
+use crate::{Container, Node, until};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pilus_e2e::container::PATIENCE;
-use pilus_e2e::{Container, Node};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io;
@@ -196,6 +196,41 @@ pub fn containerd(node: &Node, cri: Option<&str>) -> (Daemon, PathBuf) {
         if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     });
     (daemon, socket)
+}
+
+/// Docker's client for the node's dockerd.
+pub fn docker(node: &Node, args: &[&str]) -> Command {
+    let mut command = tool("docker");
+    command.arg("-H").arg(format!("unix://{}", node.path("docker.sock").display())).args(args);
+    command.env("DOCKER_CONFIG", node.path("docker-config"));
+    command
+}
+
+/// dockerd, with everything of its own in the node's directory. It does not answer yet.
+pub fn dockerd(node: &Node, containerd: &Path, cgroup: &Cgroup, more: &[&str]) -> Daemon {
+    let mut command = tool("dockerd");
+    command.arg("--data-root").arg(node.path("docker")).arg("--exec-root").arg(node.path("docker-run"));
+    command.arg("-p").arg(node.path("docker.pid")).arg("-H").arg(format!("unix://{}", node.path("docker.sock").display()));
+    command.arg("--containerd").arg(containerd);
+    command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+    command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", &cgroup.0]).args(more);
+    let _ = std::fs::remove_file(node.path("docker.pid"));
+    Daemon::start(node, "dockerd.log", &command)
+}
+
+pub fn wait_dockerd(node: &Node) {
+    until("dockerd answers", || {
+        let output = docker(node, &["version"]).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+        let log = || std::fs::read_to_string(node.path("dockerd.log")).unwrap_or_default();
+        if output.status.success() { Ok(()) } else { Err(log()) }
+    });
+}
+
+/// The driver beside a node's dockerd.
+pub fn docker_plugin(node: &Node, docker_socket: &str, log_level: &str) -> Daemon {
+    let mut command = tool(program("pilus-docker"));
+    command.arg("--socket").arg(node.socket()).arg("--docker-socket").arg(node.path(docker_socket));
+    Daemon::start(node, "plugin.log", command.args(["--log-level", log_level]))
 }
 
 /// A process' namespace as a container of the harness, with the addresses that its runtime says.
