@@ -27,7 +27,7 @@ export CARGO_TARGET_$(HOST_TRIPLE)_RUNNER := $(ROOT)
 endif
 
 C_SOURCES = $(shell find bpf-templates -name '*.[ch]' -not -path '*/generated/*')
-SHELL_SOURCES = $(wildcard scripts/*.sh tests/scripts/*.sh examples/*.sh examples/*/*.sh docs/tutorials/*.sh) .ci/run
+SHELL_SOURCES = $(wildcard scripts/*.sh tests/scripts/*.sh examples/*.sh examples/*/*.sh docs/tutorials/*.sh vagrant/*.sh) .ci/run
 PROGRAMS = pilus-agent pilus-proxy pilus-netns pilus-cni pilus-docker
 UNIT_DIR ?= $(PREFIX)/lib/systemd/system
 

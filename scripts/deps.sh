@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: deps.sh [runtimes]
 # Installs the Debian packages that building and testing need, those that are missing only. Touches nothing when all are there.
-# With `runtimes` also those of container runtimes, whose tests are skipped without them: Debian starts dockerd when it is
-# installed, and that one changes the machine's own network.
+# With `runtimes` also those of container runtimes, and Vagrant, whose tests are skipped without them: Debian starts dockerd when
+# it is installed, and that one changes the machine's own network.
 set -euo pipefail
 
 # Package, and what it is here for.
@@ -40,6 +40,8 @@ if [ "${1:-}" = runtimes ]; then
 docker.io           tests: real containers of Docker, and of containerd, which comes with it
 containernetworking-plugins  tests: the loopback plugin, which the CRI of containerd always calls
 podman              tests: real containers of podman with CNI
+vagrant             tests: whether vagrant/Vagrantfile is right
+vagrant-libvirt     tests: the provider that it is for
 '
 fi
 

@@ -7,3 +7,4 @@ mod containerd;
 mod cri;
 mod docker;
 mod podman;
+mod vagrant;
