@@ -74,7 +74,7 @@ fuzz: deps ## Damaged packets and policies at length (FUZZ_ROUNDS), others each 
 	PILUS_FUZZ_ROUNDS=$(FUZZ_ROUNDS) PILUS_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --no-fail-fast -- fuzz --nocapture
 
 .PHONY: test-kernels
-test-kernels: deps ## The kernel tests under Linux 6.1 and 6.12 in virtual machines
+test-kernels: deps ## The kernel tests under Linux 6.1, 6.12 and 7 in virtual machines
 	mkdir -p $(TARGET)/kernels
 	scripts/test-binaries.sh $(KERNEL_TESTS) >$(TARGET)/kernels/tests
 	scripts/test-kernels.sh scripts/run-tests.sh $(abspath $(TARGET))/kernels/tests $(KERNEL_TEST_ARGS)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: test-kernels.sh COMMAND [ARGUMENT…]
-# Runs COMMAND under each kernel that we promise to serve, in a virtual machine, each line marked with the kernel's series.
+# Runs COMMAND under kernels from the oldest that we promise to serve to the newest of Debian, in a virtual machine, each line marked with the kernel's series.
 # A kernel that cannot be had here is reported as skipped, never as passed; only a command that failed makes this fail.
-# PILUS_KERNELS: the series ("6.1 6.12"). PILUS_VM_MEMORY: MiB of each machine (1024).
+# PILUS_KERNELS: the series ("6.1 6.12 7"; the last is the newest that Debian has). PILUS_VM_MEMORY: MiB of each machine (1024).
 set -euo pipefail
 
 [ $# -ge 1 ] || { echo "usage: test-kernels.sh COMMAND [ARGUMENT…]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 memory=${PILUS_VM_MEMORY:-1024}
-read -r -a series <<<"${PILUS_KERNELS:-6.1 6.12}"
+read -r -a series <<<"${PILUS_KERNELS:-6.1 6.12 7}"
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 
