@@ -7,7 +7,7 @@ mod outside;
 mod tests;
 
 pub use change::{Change, Planned};
-pub use outside::Known;
+pub use outside::{Announced, Known};
 
 use crate::ipam::{Ipam, IpamError, Wish};
 use crate::reconcile::{Status, Statuses};
@@ -96,6 +96,10 @@ pub enum Event {
     Make(EndpointId, Reply<Accepted>),
     Close(EndpointId, Reply<()>),
     Regenerate(Option<EndpointRef>, Reply<Revision>),
+    /// Rules that are to come: their prefixes are told apart first, so that no address is judged by half of an import.
+    Announce(Vec<Rule>, Reply<Announced>),
+    /// The rules came, or were refused.
+    Announced(Vec<Prefix>, Reply<()>),
     Import(Vec<Rule>, Reply<RuleSet>),
     /// Back to rules that are on disk: a change of them could not be kept.
     RestoreRules(RuleSet, Reply<()>),
@@ -384,6 +388,20 @@ impl World {
                     }
                     after.push(Box::new(move |w| drop(reply.send(Ok(w.endpoints.reader().snapshot().revision)))));
                 }
+            }
+            Event::Announce(rules, reply) => match self.engine.announce(&rules) {
+                Ok(prefixes) => {
+                    self.dirty |= !prefixes.is_empty();
+                    after.push(Box::new(move |w| {
+                        drop(reply.send(Ok(Announced { prefixes, endpoints: w.endpoints.reader().snapshot().revision })));
+                    }));
+                }
+                Err(e) => drop(reply.send(Err(ControlError::TooLarge(e.to_string())))),
+            },
+            Event::Announced(prefixes, reply) => {
+                self.dirty |= !prefixes.is_empty();
+                prefixes.into_iter().for_each(|prefix| self.engine.let_go(prefix));
+                drop(reply.send(Ok(())));
             }
             Event::Import(rules, reply) => {
                 if let Err(e) = self.engine.import(rules, Some(room())) {

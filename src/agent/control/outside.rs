@@ -2,7 +2,7 @@
 //! Who is outside of the node's containers: prefixes that rules name, services, other nodes.
 //!
 //! The kernel never finds an identity behind an address that a policy does not know. A prefix is written when every policy knows
-//! its identity, and removed when every policy is as of the rules that do not name it; until it is gone, policies say about its
+//! its identity, before the rules that name it are in force, and removed when every policy is as of the rules that do not name it; until it is gone, policies say about its
 //! identity what the address inherits. So an address is judged as before, or as from now on, and by nothing else.
 
 use super::{ControlError, World, room};
@@ -48,6 +48,13 @@ pub(super) struct Outside {
     retired: Vec<(Revision, Holder)>,
     nodes: NodeIdentities,
     pub seen: Seen,
+}
+
+/// Prefixes that are told apart for rules to come, when the endpoints are as of a revision and the addresses written.
+#[derive(Clone, Debug)]
+pub struct Announced {
+    pub prefixes: Vec<Prefix>,
+    pub endpoints: Revision,
 }
 
 /// A change of a table that rules ask.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/policy`.
 
+use super::endpoint::rows_written;
 use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
@@ -70,9 +71,35 @@ pub fn rules(body: &PolicyImport) -> Result<Vec<Rule>, Failure> {
 pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyRevision>, Failure> {
     let rules = rules(&body)?;
     let warnings = shadowed(&rules, &ranges(&agent));
-    let set = ask(&agent, |reply| Event::Import(rules, reply)).await?;
+    let set = apart(&agent, rules).await?;
     kept(&agent, set.revision).await?;
     Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0, warnings }))
+}
+
+/// How long an import waits until the prefixes of its rules are told apart: an endpoint that cannot follow holds nobody up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Imports rules when their addresses are told apart: what was allowed before and is after is allowed in between.
+async fn apart(agent: &App, rules: Vec<Rule>) -> Result<RuleSet, Failure> {
+    let agent = Arc::clone(agent);
+    // A client that does not wait for the answer leaves nothing half done.
+    let work = tokio::spawn(async move {
+        let announced = ask(&agent, |reply| Event::Announce(rules.clone(), reply)).await?;
+        if !announced.prefixes.is_empty() {
+            let written = async {
+                let rows = rows_written(&agent, announced.endpoints).await;
+                addresses_told_apart(&agent).await;
+                rows
+            };
+            if tokio::time::timeout(PATIENCE, written).await.is_err() {
+                tracing::warn!("the kernel does not tell the addresses of new rules apart yet; they come nevertheless");
+            }
+        }
+        let set = ask(&agent, |reply| Event::Import(rules, reply)).await;
+        ask(&agent, |reply| Event::Announced(announced.prefixes, reply)).await?;
+        Ok(set?)
+    });
+    work.await.map_err(Failure::failed)?
 }
 
 pub async fn delete(State(agent): State<App>, Query(which): Query<Which>) -> Result<Json<PolicyRevision>, Failure> {

@@ -211,6 +211,32 @@ impl Engine {
         }
     }
 
+    /// Tells the prefixes apart that rules name and nobody named before, and holds them: until the rules come, policies say
+    /// about them what their addresses inherit.
+    ///
+    /// # Errors
+    /// Too many prefixes; nothing is changed.
+    pub fn announce(&mut self, rules: &[Rule]) -> Result<Vec<Prefix>, Refused> {
+        let mut new = Vec::new();
+        let named: BTreeSet<Prefix> = rules.iter().flat_map(|r| self.repository.prefixes_of(r)).collect();
+        for prefix in named {
+            if self.prefixes.lookup(prefix).is_some() {
+                continue;
+            }
+            match self.prefixes.allocate(prefix) {
+                Ok((id, _)) => {
+                    new.push(prefix);
+                    self.set_identity(id, Some(&PrefixIdentities::labels(prefix)));
+                }
+                Err(e) => {
+                    new.into_iter().for_each(|prefix| self.let_go(prefix));
+                    return Err(e.into());
+                }
+            }
+        }
+        Ok(new)
+    }
+
     /// Forgets a prefix that was held, unless it is still named or held.
     pub fn let_go(&mut self, prefix: Prefix) {
         if let Some(id) = self.prefixes.release(prefix) {

@@ -5,6 +5,7 @@ use super::compile::Compiled;
 use super::rule::{ObjectRef, Rule};
 use super::tables::Services;
 use crate::label::Labels;
+use crate::prefix::Prefix;
 use crate::selector::Selector;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -88,6 +89,11 @@ impl Repository {
             stored.compiled = Arc::new(Compiled::new(&stored.rule, &self.services));
             self.changes.added.push(stored.clone());
         }
+    }
+
+    /// Prefixes that a rule would name here.
+    pub(super) fn prefixes_of(&self, rule: &Rule) -> Vec<Prefix> {
+        Compiled::new(rule, &self.services).prefixes().collect()
     }
 
     /// What was changed since this was asked last.
