@@ -83,8 +83,13 @@ fn kernel() -> Result<(Path, File)> {
 }
 
 fn node(n: u8) -> Result<Node> {
-    let args = ["--device", "eth0", "--ipv4-range", &format!("10.{}.0.0/16", 100 + n), "--ipv6-range", &format!("fd00:{n}::/64")];
-    Node::prepare(NodeOptions { args: args.map(str::to_owned).into(), ..NodeOptions::default() })
+    let other = 3 - n;
+    let (v4, v6) = (format!("10.{}.0.0/16", 100 + n), format!("fd00:{n}::/64"));
+    // Nodes know each other's containers by their own addresses.
+    let direct = [format!("10.{}.0.0/16", 100 + other), format!("fd00:{other}::/64")];
+    let mut args = vec!["--device".into(), "eth0".into(), "--ipv4-range".into(), v4, "--ipv6-range".into(), v6];
+    args.extend(direct.into_iter().flat_map(|range| ["--masquerade-exclude".to_owned(), range]));
+    Node::prepare(NodeOptions { args, ..NodeOptions::default() })
 }
 
 fn policy(name: &str, section: &str, peers: u8) -> String {
