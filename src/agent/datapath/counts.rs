@@ -151,8 +151,8 @@ impl<'a> Attribution<'a> {
     }
 }
 
-/// What each rule decided so far: the kernel's counters, flows that were, and flows that are.
-pub fn all(tables: &Tables, folded: &RuleCounts) -> Result<Counts, Error> {
+/// What each of these rules decided so far: the kernel's counters, flows that were, and flows that are.
+pub fn all(tables: &Tables, folded: &RuleCounts, rules: &[u16]) -> Result<Counts, Error> {
     let mut live = Attribution::new(tables);
     for (k, v) in tables.flow4.entries()? {
         live.flow4(&k, &v.h)?;
@@ -162,10 +162,9 @@ pub fn all(tables: &Tables, folded: &RuleCounts) -> Result<Counts, Error> {
     }
     let mut counts = live.counts;
     folded.lock().iter().for_each(|(index, c)| add(&mut counts, *index, c.packets, c.bytes));
-    for (index, cpus) in tables.rule_count.all()?.iter().enumerate() {
-        let (packets, bytes) = cpus.iter().fold((0, 0), |(p, b), c| (p + c.packets, b + c.bytes));
-        if let (true, Ok(index)) = (packets > 0, u16::try_from(index)) {
-            add(&mut counts, index, packets, bytes);
+    for index in rules {
+        for cpu in tables.rule_count.get(u32::from(*index))? {
+            add(&mut counts, *index, cpu.packets, cpu.bytes);
         }
     }
     Ok(counts)

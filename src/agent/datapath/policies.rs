@@ -82,7 +82,8 @@ impl PolicyReconciler {
 
     /// What each rule decided so far.
     pub fn counts(&self) -> Result<Counts, Error> {
-        counts::all(&self.tables, &self.counts)
+        let rules: Vec<u16> = self.rules().by_index.keys().copied().collect();
+        counts::all(&self.tables, &self.counts, &rules)
     }
 
     /// The same, by rule.
