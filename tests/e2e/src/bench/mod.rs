@@ -10,9 +10,11 @@ mod events;
 mod kernel;
 mod path;
 mod plugins;
+mod policy;
 mod probe;
 mod reference;
 mod report;
+pub mod scale;
 mod shape;
 mod swap;
 mod traffic;
@@ -101,7 +103,10 @@ pub const GROUPS: &[Group] = &[
     Group { rows: plugins::CNI_ROWS, run: plugins::cni },
     Group { rows: plugins::CNI_BRIDGE_ROWS, run: plugins::cni_bridge },
     Group { rows: plugins::DOCKER_ROWS, run: plugins::docker_run },
+    Group { rows: policy::RESOLVE_ROWS, run: policy::resolve },
+    Group { rows: policy::ONE_ROWS, run: policy::one },
     Group { rows: add::MANY_ROWS, run: add::many },
+    Group { rows: policy::MANY_ROWS, run: policy::many },
 ];
 
 /// Rounds of variants, one after the other in each, and none always the first. A round before them warms up and does not count.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The sections that there is code for. A row that several of them name is measured once and judged by each.
-const SECTIONS: [&str; 3] = ["main-job", "datapath", "plugins"];
+const SECTIONS: [&str; 4] = ["main-job", "datapath", "plugins", "policy"];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]

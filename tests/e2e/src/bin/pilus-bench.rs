@@ -37,6 +37,11 @@ fn options() -> Result<Option<Options>> {
             "--json" => o.json = value()?.into(),
             "--check" => o.check = true,
             "--list" => o.list = true,
+            // For itself: the engine alone.
+            "--policy-scale" => {
+                pilus_e2e::bench::scale::run();
+                std::process::exit(0);
+            }
             "--help" | "-h" => return Ok(None),
             other => bail!("unknown argument {other}\n{USAGE}"),
         }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long policies take to resolve, and how much memory: one line of `name value` each. Arguments: rules, identities,
-//! endpoints.
+//! Many rules: what they say, and how long the engine alone takes over them, in a process of its own so that its memory is
+//! its own.
 
+use super::median;
 use pilus_model::identity::NumericIdentity;
 use pilus_model::label::Labels;
 use pilus_model::policy::{EnforcementMode, Engine, Rule, Subject, input};
@@ -15,7 +16,7 @@ fn labels(n: usize) -> Labels {
 }
 
 /// A rule about one application's endpoints: another one may come in on a port, from some addresses too.
-fn rule(n: usize) -> String {
+pub fn rule(n: usize) -> String {
     let (subject, peer, port) = (n % 250, (n * 7 + 13) % 250, 1000 + n % 20_000);
     let cidr = if n.is_multiple_of(20) { format!("\n  - fromCIDR: [10.{}.{}.0/24]", n / 256 % 256, n % 256) } else { String::new() };
     format!(
@@ -38,15 +39,14 @@ fn memory() -> (f64, f64) {
     (kib("VmRSS:") / 1024.0, kib("VmHWM:") / 1024.0)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
+/// What the goals are about.
+pub const RULES: usize = 10_000;
+pub const IDENTITIES: usize = 5_000;
+pub const ENDPOINTS: usize = 250;
 
-fn main() {
-    let mut arguments = std::env::args().skip(1).filter_map(|a| a.parse().ok());
-    let mut next = |default| arguments.next().unwrap_or(default);
-    let (count, identities, endpoints): (usize, usize, usize) = (next(10_000), next(5_000), next(250));
+/// Prints one line of `name value` each.
+pub fn run() {
+    let (count, identities, endpoints) = (RULES, IDENTITIES, ENDPOINTS);
     let all = rules(&(0..count).map(rule).collect::<String>());
 
     let start = Instant::now();
@@ -73,7 +73,7 @@ fn main() {
         one_rule.push(start.elapsed().as_secs_f64() * 1e3);
         touched = engine.take_changed().len();
     }
-    println!("add_one_rule_ms {:.3} (policies changed: {touched})", median(one_rule));
+    println!("add_one_rule_ms {:.3} (policies changed: {touched})", median(&one_rule));
 
     let mut broad = Vec::new();
     for n in 0..5 {
@@ -83,7 +83,7 @@ fn main() {
         broad.push(start.elapsed().as_secs_f64() * 1e3);
         touched = engine.take_changed().len();
     }
-    println!("add_one_rule_for_all_ms {:.3} (policies changed: {touched})", median(broad));
+    println!("add_one_rule_for_all_ms {:.3} (policies changed: {touched})", median(&broad));
 
     let mut one_identity = Vec::new();
     for n in 0..21 {
@@ -93,6 +93,6 @@ fn main() {
         one_identity.push(start.elapsed().as_secs_f64() * 1e3);
         touched = engine.take_changed().len();
     }
-    println!("add_one_identity_ms {:.3} (policies changed: {touched})", median(one_identity));
+    println!("add_one_identity_ms {:.3} (policies changed: {touched})", median(&one_identity));
     println!("rss_mb {:.1}", memory().0);
 }
