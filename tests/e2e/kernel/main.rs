@@ -9,6 +9,7 @@ mod ct;
 mod disk;
 mod examples;
 mod faults;
+mod frames;
 mod labels;
 mod masquerade;
 mod metrics;
