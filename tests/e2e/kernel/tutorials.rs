@@ -43,6 +43,8 @@ fn normal(text: &str) -> String {
         (r"REASON +DIRECTION +PACKETS", "REASON     DIRECTION  PACKETS"),
         (r"Forwarded +egress +\d+ +\d+", "Forwarded  egress     12       1240"),
         (r"Forwarded +ingress +\d+ +\d+", "Forwarded  ingress    3        226"),
+        (r"(\(CiliumNetworkPolicy \S+\)) +[1-9]\d* +\d+", "${1}  12       1320"),
+        (r"(rule \d+: \S+  allow +)[1-9]\d*", "${1}24"),
         (r"(denied  deny +)\d+s +\d+s +\d+/\d+", "${1}1s    59s      1/94"),
     ];
     rules.iter().fold(text.to_owned(), |text, (find, put)| Regex::new(find).expect("a rule").replace_all(&text, *put).into_owned())
