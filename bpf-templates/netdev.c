@@ -46,7 +46,7 @@ static __always_inline int is_for_containers(struct __sk_buff *ctx)
 	return e && (e->identity == ID_UNKNOWN || slot_is_container(e->slot));
 }
 
-/* Whether the slow path is to find out if a packet to the node answers a masqueraded one: by its port, or by not having one. */
+/* Whether the slow path is to find out if a packet to the node answers a masqueraded one: by its port, or because it takes more to see that. */
 static __always_inline int may_be_masked(struct __sk_buff *ctx)
 {
 	struct ipv6hdr ip6;
@@ -70,7 +70,7 @@ static __always_inline int may_be_masked(struct __sk_buff *ctx)
 		return 0;
 	}
 	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
-		return 1;
+		return proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6 || ipv6_is_extension(proto);
 	return bpf_skb_load_bytes(ctx, l4 + 2, &dport, 2) == 0 && bpf_ntohs(dport) >= NAT_FIRST;
 }
 

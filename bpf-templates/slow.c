@@ -6,10 +6,19 @@
 #include "lib/nat46.h"
 #include "lib/slow.h"
 
+/* What was known is of another packet: a translated one comes as if it were new. Its sender stays. */
+static __always_inline void packet_renew(struct packet *p, __u32 slot, __u32 identity, __u8 dir)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	p->state = FLOW_STATE_NONE;
+	p->dir = dir;
+	p->src_slot = (__u16)slot;
+	p->src_id = identity;
+}
+
 /* What a container sends to an IPv4 address, by the address that stands for it. Returns as from_container_stages. */
 __noinline int from_nat46(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
 {
-	__u32 slot;
 	int ret;
 
 	if (!p || !row)
@@ -17,13 +26,7 @@ __noinline int from_nat46(struct __sk_buff *ctx, struct packet *p, struct endpoi
 	ret = nat64(ctx, p, row);
 	if (ret < 0)
 		return ret;
-	/* Another packet from here on. */
-	slot = p->src_slot;
-	__builtin_memset(p, 0, sizeof(*p));
-	p->state = FLOW_STATE_NONE;
-	p->dir = DIR_EGRESS;
-	p->src_slot = (__u16)slot;
-	p->src_id = row->identity;
+	packet_renew(p, p->src_slot, row->identity, DIR_EGRESS);
 	p->nat46 = 1;
 	ret = parse_l3(ctx, p);
 	if (ret < 0)
@@ -150,24 +153,17 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 f
 __noinline int nat46_too_big(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
 {
 	struct endpoint *row;
-	__u32 slot, identity;
 	int ret;
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
-	slot = p->src_slot;
-	identity = p->src_id;
-	row = endpoint_row(slot);
+	row = endpoint_row(p->src_slot);
 	if (!row)
 		return -DROP_NO_ENDPOINT;
 	ret = nat46_to_container(ctx, p, row, 0);
 	if (ret < 0)
 		return ret;
-	__builtin_memset(p, 0, sizeof(*p));
-	p->state = FLOW_STATE_NONE;
-	p->dir = DIR_EGRESS;
-	p->src_slot = (__u16)slot;
-	p->src_id = identity;
+	packet_renew(p, p->src_slot, p->src_id, DIR_EGRESS);
 	ret = parse_l3(ctx, p);
 	return ret < 0 ? ret : answer_error(ctx, p, mtu + NAT46_GROWTH);
 }
@@ -232,10 +228,7 @@ __noinline int stages_run(struct __sk_buff *ctx, struct packet *p, __u32 from, _
 			return ret;
 		if (from == FROM_STACK)
 			return ACT_PASS;
-		/* Another packet from here on. */
-		__builtin_memset(p, 0, sizeof(*p));
-		p->state = FLOW_STATE_NONE;
-		p->dir = DIR_INGRESS;
+		packet_renew(p, SLOT_WORLD, ID_WORLD, DIR_INGRESS);
 		from = FROM_NETDEV;
 	}
 	if (from == FROM_CONTAINER) {

@@ -31,7 +31,7 @@ static __always_inline __u32 nat_addr_offset(__u32 family, __u32 dst)
 	return family == 4 ? 12 + dst * 4 : 8 + dst * 16;
 }
 
-/* Offsets from the transport header: of the port of one end, and of the checksum. 0: none, no port is there. */
+/* Offsets from the transport header: of one end's port or an echo's identifier, and of the checksum. */
 static __always_inline __u32 nat_port_offset(__u8 proto, __u32 dst)
 {
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP ? dst * 2 : 4;
@@ -326,7 +326,7 @@ __noinline int masquerade(struct __sk_buff *ctx, struct packet *p)
 		return ret;
 	nat_address(to.addr, row, p->family);
 	if (!(to.addr[0] | to.addr[1] | to.addr[2] | to.addr[3]) || nat_find(ctx, p, &q, &h) < 0 ||
-	    !(h.flags & FLOW_MASQUERADE))
+	    !(h.flags & FLOW_MASQUERADE) || (p->kind == PKT_ERROR && !h.aux))
 		return -DROP_NAT_NO_MAPPING;
 	to.port = h.aux;
 	if (p->kind != PKT_ERROR) {

@@ -41,7 +41,7 @@ static __always_inline void nat46_address(__be32 *addr, const struct nat46_range
 	addr[3] = ip4;
 }
 
-/* Protocol, echo type and the other family's, 0 for none. */
+/* The other family's number of a protocol, 0 for none; below, of an echo's type. */
 static __always_inline __u8 nat46_proto(__u8 proto)
 {
 	switch (proto) {
@@ -276,6 +276,15 @@ __noinline int nat46_error(struct __sk_buff *ctx, struct packet *p, struct endpo
 	return nat46_store(ctx, bpf_htons(ETH_P_IPV6), &e, len);
 }
 
+/* What has no counterpart in the other family: -DROP_*, else 0. `header`: length of an IP header with nothing in it but itself. */
+static __always_inline int nat46_refuses(const struct packet *p, __u32 header)
+{
+	if (p->frag)
+		return -DROP_NAT46_FRAGMENT;
+	return p->l4_off == ETH_HLEN + header && (p->kind == PKT_ERROR || nat_has_port(p)) ? 0 :
+											     -DROP_NAT46_UNSUPPORTED;
+}
+
 /* A container's packet to an address that stands for an IPv4 address. `p` is of another packet afterwards. */
 __noinline int nat64(struct __sk_buff *ctx, struct packet *p, struct endpoint *row)
 {
@@ -283,17 +292,17 @@ __noinline int nat64(struct __sk_buff *ctx, struct packet *p, struct endpoint *r
 	struct ipv6hdr old;
 	__be32 tail[2];
 	__s64 pseudo;
+	int ret;
 
 	if (!p || !row)
 		return -DROP_INVALID_PACKET;
-	if (p->frag)
-		return -DROP_NAT46_FRAGMENT;
-	if (p->l4_off != ETH_HLEN + sizeof(old) || bpf_skb_load_bytes(ctx, ETH_HLEN, &old, sizeof(old)) < 0)
-		return -DROP_NAT46_UNSUPPORTED;
+	ret = nat46_refuses(p, sizeof(old));
+	if (ret < 0)
+		return ret;
 	if (p->kind == PKT_ERROR)
 		return nat64_error(ctx, p, row);
-	if (!nat_has_port(p))
-		return -DROP_NAT46_UNSUPPORTED;
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &old, sizeof(old)) < 0)
+		return -DROP_INVALID_PACKET;
 	ip.saddr = row->ip4;
 	ip.daddr = old.daddr[3];
 	nat46_header4(&ip, bpf_ntohs(old.payload_len) + sizeof(ip), old.hop_limit, nat46_proto(p->proto),
@@ -325,17 +334,17 @@ __noinline int nat46_to_container(struct __sk_buff *ctx, struct packet *p, struc
 	struct iphdr old;
 	__s64 pseudo;
 	__sum16 check;
+	int ret;
 
 	if (!p || !row || !r)
 		return -DROP_INVALID_PACKET;
-	if (p->frag)
-		return -DROP_NAT46_FRAGMENT;
-	if (p->l4_off != ETH_HLEN + sizeof(old) || bpf_skb_load_bytes(ctx, ETH_HLEN, &old, sizeof(old)) < 0)
-		return -DROP_NAT46_UNSUPPORTED;
+	ret = nat46_refuses(p, sizeof(old));
+	if (ret < 0)
+		return ret;
 	if (p->kind == PKT_ERROR)
 		return nat46_error(ctx, p, row);
-	if (!nat_has_port(p))
-		return -DROP_NAT46_UNSUPPORTED;
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &old, sizeof(old)) < 0)
+		return -DROP_INVALID_PACKET;
 	/* UDP over IPv6 has a checksum always. */
 	if (p->proto == IPPROTO_UDP && (bpf_skb_load_bytes(ctx, p->l4_off + 6, &check, 2) < 0 || !check))
 		return -DROP_NAT46_UNSUPPORTED;

@@ -329,6 +329,12 @@ fn what_cannot_leave_is_dropped() {
         let inner = world.send(A, packet.clone());
         assert!(world.edit_flow(&packet, |_| None));
         dropped(outward(world, &inner), NatNoMapping);
+        // Nor does an error leave about a flow that never did.
+        world.repolicy(A, |row| row.policy_in = POLICY_OPEN);
+        assert_eq!(world.send(A, packet.clone()).retval, TC_ACT_REDIRECT);
+        let quote = f.ip(Outside, A).udp(53, 1).quote();
+        let error = f.ip(A, Outside).icmp(if f == V4 { 3 } else { 1 }, if f == V4 { 3 } else { 4 }, [0; 4]).payload(&quote);
+        dropped(leave(world, A, error), NatNoMapping);
         // Every port towards a peer is in use.
         let taken = Flow { flags: FLOW_NAT, aux: Be16::new(9), ..Flow::default() };
         for port in NAT_FIRST..=65535 {
