@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Removes everything that Pilus ever made on the node, by what is there and not by what is remembered.
 
-use crate::datapath::devices::has_our_filter;
+use crate::datapath::hooks::detach_filter;
 use crate::datapath::host::{HOST_DEVICE, NET_DEVICE};
 use crate::datapath::sysctl::Sysctls;
 use crate::options::Options;
 use pilus_loader::bpffs::BpfFs;
-use pilus_loader::hook::{self, Dir};
+use pilus_loader::hook::Dir;
 use pilus_loader::netlink::{Netlink, ROUTE_PROTOCOL, RouteSpec};
 use pilus_model::abi::IFINDEX_BASE;
 use std::path::Path;
@@ -48,7 +48,7 @@ async fn links(netlink: &Netlink, done: &mut Vec<String>, failed: &mut Vec<Strin
     };
     let nodes_own = all.iter().filter(|l| l.index < IFINDEX_BASE);
     for (link, dir) in nodes_own.flat_map(|l| [(l, Dir::Ingress), (l, Dir::Egress)]) {
-        match has_our_filter(link.index, dir).and_then(|ours| if ours { hook::detach_tc(link.index, dir, false) } else { Ok(false) }) {
+        match detach_filter(link.index, dir) {
             Ok(true) => done.push(format!("removed filter of {}", link.name)),
             Ok(false) => {}
             Err(e) => failed.push(e.to_string()),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node's own devices: what leads out of the node, and past the host's stack where that is wanted.
 
-use super::host::{Hook, attach};
+use super::hooks::{Hook, attach, detach_filter};
 use super::rows::RowWriter;
 use super::sysctl::{SysctlError, Sysctls};
 use super::{Tables, host};
@@ -48,17 +48,6 @@ pub struct DevicePrograms<'a> {
     pub to_netdev: &'a Program,
 }
 
-impl DevicePrograms<'_> {
-    /// Their names, as the kernel cuts them.
-    pub const NAMES: [&'static str; 3] = ["from_netdev", "from_netdev_sta", "to_netdev"];
-}
-
-/// Whether the filter in our place is ours: on the node's own devices it may be another's.
-pub fn has_our_filter(ifindex: u32, dir: Dir) -> Result<bool, pilus_loader::Error> {
-    let program = hook::tc_info(ifindex, dir)?.map(Program::by_id).transpose()?.flatten();
-    Ok(program.is_some_and(|p| DevicePrograms::NAMES.contains(&p.name.as_str())))
-}
-
 fn pin(fs: &BpfFs, ifindex: u32, dir: Dir) -> PathBuf {
     let name = if dir == Dir::Ingress { format!("device{ifindex}") } else { format!("device{ifindex}-out") };
     fs.links().join(name)
@@ -101,8 +90,8 @@ impl Devices {
             let forwarding: Vec<String> = names.iter().cloned().chain([host::HOST_DEVICE.to_owned()]).collect();
             self.sysctls.forward(&forwarding, self.ipv4)?;
         }
-        // What has no Ethernet header (a tunnel, a serial line) is the stack's: programs look for addresses behind one.
         let past_stack = self.routing == HostRouting::Bpf;
+        // What has no Ethernet header (a tunnel, a serial line) is the stack's: programs look for addresses behind one.
         let hooked: Vec<&LinkInfo> = links.iter().filter(|l| (past_stack || self.masquerade) && l.mac.is_some()).collect();
         let mut slots: BTreeMap<u32, u32> = tables.device.entries()?.into_iter().map(|(k, v)| (k.ifindex, v.slot)).collect();
         let gone: Vec<u32> = slots.keys().copied().filter(|i| !hooked.iter().any(|l| l.index == *i)).collect();
@@ -175,8 +164,6 @@ pub fn renew(tables: &Tables, rows: &RowWriter) -> Result<(), pilus_loader::Erro
 /// Takes our program, and nobody else's, from a device.
 fn detach(fs: &BpfFs, ifindex: u32, dir: Dir) -> Result<(), DeviceError> {
     hook::detach_tcx(&pin(fs, ifindex, dir))?;
-    if has_our_filter(ifindex, dir)? {
-        hook::detach_tc(ifindex, dir, false)?;
-    }
+    detach_filter(ifindex, dir)?;
     Ok(())
 }

@@ -2,16 +2,16 @@
 //! The host's own side: the pair `pilus_host`/`pilus_net`, the router addresses, the routes of the node's ranges.
 
 use super::Tables;
+use super::hooks::{Hook, attach};
 use super::rows::RowWriter;
 use crate::options::{AttachMode, Prefix};
 use pilus_loader::Error;
 use pilus_loader::bpffs::BpfFs;
 use pilus_loader::collection::Program;
-use pilus_loader::hook::{self, Dir, TcxUpdate};
+use pilus_loader::hook::Dir;
 use pilus_loader::netlink::{LocalPair, Netlink, RouteSpec};
 use pilus_model::abi::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 
 pub const HOST_DEVICE: &str = "pilus_host";
 pub const NET_DEVICE: &str = "pilus_net";
@@ -109,38 +109,4 @@ impl HostSide {
         rows.write(&tables.endpoint, SLOT_WORLD, world)?;
         Ok(())
     }
-}
-
-/// Where a program hangs that lives long: its pin as a tcx link, the device, the direction.
-#[derive(Clone, Copy, Debug)]
-pub struct Hook<'a> {
-    pub pin: &'a Path,
-    pub ifindex: u32,
-    pub dir: Dir,
-    /// Nobody else has filters on the device, so that the qdisc can go with ours.
-    pub ours: bool,
-}
-
-/// Hangs a program on a device, or swaps it in place: there is no hurry that would ask for clsact first.
-pub fn attach(at: Hook<'_>, program: &Program, mode: AttachMode, tcx: bool) -> Result<(), Error> {
-    let Hook { pin, ifindex, dir, ours } = at;
-    if let Some(link) = hook::tcx_info(pin)? {
-        if link.ifindex == ifindex && mode != AttachMode::Tc {
-            if link.prog_id == program.id || hook::update_tcx(pin, program)? == TcxUpdate::Updated {
-                return Ok(());
-            }
-        } else if link.ifindex == ifindex {
-            hook::attach_tc(program, ifindex, dir)?;
-        }
-        hook::detach_tcx(pin)?;
-    }
-    if tcx && mode != AttachMode::Tc {
-        tokio::task::block_in_place(|| hook::attach_tcx(program, ifindex, dir, pin))?;
-        hook::detach_tc(ifindex, dir, ours)?;
-        return Ok(());
-    }
-    if hook::tc_info(ifindex, dir)? != Some(program.id) {
-        hook::attach_tc(program, ifindex, dir)?;
-    }
-    Ok(())
 }

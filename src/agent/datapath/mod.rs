@@ -5,6 +5,7 @@ pub mod counts;
 pub mod devices;
 pub mod endpoints;
 pub mod gc;
+pub mod hooks;
 pub mod host;
 pub mod ipcache;
 pub mod nat;

@@ -6,6 +6,7 @@ use pilus_api::types::FlowEntry;
 use pilus_e2e::container::PATIENCE;
 use pilus_e2e::icmp::{Raw, echo_types};
 use pilus_e2e::{Container, Family, Node, NodeOptions, outside};
+use pilus_loader::collection::Program;
 use pilus_loader::hook::Dir;
 use pilus_loader::netlink::RouteSpec;
 use pilus_tests::packet::{L4, Net, Packet};
@@ -355,4 +356,40 @@ fn entries_go_together() {
         0 => Ok(()),
         n => Err(format!("{n} are there")),
     });
+}
+
+/// Where we would hang a filter there is another's: it is neither taken away nor replaced.
+#[test]
+fn filters_of_others_stay() {
+    if !pilus_loader::probe::Features::probe().expect("probe").tcx {
+        return println!("skipped: this kernel has no tcx");
+    }
+    let mut setup = Setup::new(By::Pilus("tcx", "bpf"), &[]);
+    let node = &mut setup.node;
+    let eth0 = node.run(|| netlink(async |n| n.link_by_name("eth0").await.expect("link").expect("eth0").index));
+    // One that is not ours there, by its name.
+    let pinned = |node: &Node, name: &str| {
+        let pin = node.pins().expect("pins").into_iter().find(|p| p.ends_with(name)).expect("a pin");
+        node.path("bpf").join(pin)
+    };
+    let pin = pinned(node, "/flow_clock");
+    let program = node.run_inside(move || Program::pinned(&pin)).expect("node").expect("program").expect("flow_clock");
+    for dir in [Dir::Ingress, Dir::Egress] {
+        node.run(|| pilus_loader::hook::attach_tc(&program, eth0, dir).expect("filter"));
+    }
+    let there = |node: &Node| [Dir::Ingress, Dir::Egress].map(|dir| node.run(|| pilus_loader::hook::tc_info(eth0, dir).expect("filter")));
+    node.stop_agent().expect("stop");
+    // Its links are gone, as after a reboot: it attaches anew.
+    for name in ["", "-out"] {
+        let pin = pinned(node, &format!("/device{eth0}{name}"));
+        node.run_inside(move || pilus_loader::hook::detach_tcx(&pin)).expect("node").expect("detach");
+    }
+    node.start_agent().expect("agent");
+    assert_eq!(there(node), [Some(program.id); 2], "taken away");
+    node.stop_agent().expect("stop");
+    let (code, _, errors) = node.agent_once(&["--attach-mode", "tc"]).expect("agent");
+    assert!(code == 1 && errors.contains("another program's"), "{code} {errors}");
+    assert_eq!(there(node), [Some(program.id); 2], "replaced");
+    let (code, _, errors) = node.agent_once(&["--cleanup"]).expect("cleanup");
+    assert_eq!((code, there(node)), (0, [Some(program.id); 2]), "{errors}");
 }
