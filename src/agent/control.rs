@@ -98,8 +98,8 @@ pub enum Event {
     Regenerate(Option<EndpointRef>, Reply<Revision>),
     /// Rules that are to come: their prefixes are told apart first, so that no address is judged by half of an import.
     Announce(Vec<Rule>, Reply<Announced>),
-    /// The rules came, or were refused.
-    Announced(Vec<Prefix>, Reply<()>),
+    /// Ends an announcement: the rules came, or were refused.
+    Unannounce(Vec<Prefix>, Reply<()>),
     Import(Vec<Rule>, Reply<RuleSet>),
     /// Back to rules that are on disk: a change of them could not be kept.
     RestoreRules(RuleSet, Reply<()>),
@@ -398,7 +398,7 @@ impl World {
                 }
                 Err(e) => drop(reply.send(Err(ControlError::TooLarge(e.to_string())))),
             },
-            Event::Announced(prefixes, reply) => {
+            Event::Unannounce(prefixes, reply) => {
                 self.dirty |= !prefixes.is_empty();
                 prefixes.into_iter().for_each(|prefix| self.engine.let_go(prefix));
                 drop(reply.send(Ok(())));

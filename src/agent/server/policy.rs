@@ -71,7 +71,7 @@ pub fn rules(body: &PolicyImport) -> Result<Vec<Rule>, Failure> {
 pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) -> Result<Json<PolicyRevision>, Failure> {
     let rules = rules(&body)?;
     let warnings = shadowed(&rules, &ranges(&agent));
-    let set = apart(&agent, rules).await?;
+    let set = announce_and_import(&agent, rules).await?;
     kept(&agent, set.revision).await?;
     Ok(Json(PolicyRevision { revision: set.revision, rules: set.rules.len(), deleted: 0, warnings }))
 }
@@ -80,23 +80,23 @@ pub async fn import(State(agent): State<App>, Body(body): Body<PolicyImport>) ->
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Imports rules when their addresses are told apart: what was allowed before and is after is allowed in between.
-async fn apart(agent: &App, rules: Vec<Rule>) -> Result<RuleSet, Failure> {
+async fn announce_and_import(agent: &App, rules: Vec<Rule>) -> Result<RuleSet, Failure> {
     let agent = Arc::clone(agent);
     // A client that does not wait for the answer leaves nothing half done.
     let work = tokio::spawn(async move {
         let announced = ask(&agent, |reply| Event::Announce(rules.clone(), reply)).await?;
         if !announced.prefixes.is_empty() {
             let written = async {
-                let rows = rows_written(&agent, announced.endpoints).await;
+                rows_written(&agent, announced.endpoints).await?;
                 addresses_told_apart(&agent).await;
-                rows
+                Ok::<_, Failure>(())
             };
-            if tokio::time::timeout(PATIENCE, written).await.is_err() {
+            if !matches!(tokio::time::timeout(PATIENCE, written).await, Ok(Ok(()))) {
                 tracing::warn!("the kernel does not tell the addresses of new rules apart yet; they come nevertheless");
             }
         }
         let set = ask(&agent, |reply| Event::Import(rules, reply)).await;
-        ask(&agent, |reply| Event::Announced(announced.prefixes, reply)).await?;
+        ask(&agent, |reply| Event::Unannounce(announced.prefixes, reply)).await?;
         Ok(set?)
     });
     work.await.map_err(Failure::failed)?
