@@ -12,6 +12,9 @@ const CALL: Duration = Duration::from_secs(120);
 /// Between two attempts to reach it.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Longest time that plugins wait for an agent, seconds: no runtime has more patience.
+pub const LONGEST_WAIT: u64 = 3600;
+
 /// An agent that is waited for.
 pub struct Agent {
     pub client: Client,

@@ -29,7 +29,7 @@ struct Args {
     #[arg(long, env = "PILUS_DOCKER_SOCKET", value_name = "PATH", default_value = "/run/docker.sock")]
     docker_socket: PathBuf,
     /// How long a request waits for an agent that restarts
-    #[arg(long, env = "PILUS_WAIT", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=3600))]
+    #[arg(long, env = "PILUS_WAIT", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=pilus_plugins::agent::LONGEST_WAIT))]
     wait: u64,
     /// error, warn, info or debug (every request and answer)
     #[arg(long, env = "PILUS_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]

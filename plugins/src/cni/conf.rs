@@ -11,12 +11,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Error, VERSIONS, code};
+use crate::agent::LONGEST_WAIT;
 use crate::labels::{POD_NAME, POD_NAMESPACE, Source, label};
 
 /// How long a command waits for an agent that is not there, unless the configuration says otherwise.
 const WAIT: Duration = Duration::from_secs(30);
-/// Longest such wait, seconds: no runtime has more patience.
-const LONGEST_WAIT: u64 = 3600;
 /// What starts the names of endpoints that this plugin made.
 const PREFIX: &str = "cni";
 /// Longest interface name, bytes.
