@@ -195,18 +195,36 @@ fn run(world: &mut World, kernel: &mut Kernel, r: &mut Random, mut look: impl Fn
     }
 }
 
+/// Two endpoints under these rules, settled in the kernel.
+fn begun(rules: &BTreeSet<usize>, r: &mut Random) -> (World, Kernel, Vec<EndpointId>) {
+    let (mut world, readers) = world();
+    let ids = ["a", "b"].map(|name| world.add(endpoint(name)).unwrap().0.id).into();
+    world.settle();
+    let mut kernel = Kernel::new(readers);
+    imported(&mut world, rules);
+    run(&mut world, &mut kernel, r, |_, _| {});
+    (world, kernel, ids)
+}
+
+/// Whatever is written in whatever order: each verdict is the old one or the one of the end.
+fn nothing_else(world: &mut World, kernel: &mut Kernel, r: &mut Random, ids: &[EndpointId], old: &Verdicts, what: &str) {
+    let mut seen = Vec::new();
+    run(world, kernel, r, |kernel, write| seen.push((write, verdicts(kernel, ids))));
+    let new = verdicts(kernel, ids);
+    for (write, now) in &seen {
+        for (of, admitted) in now {
+            assert!(*admitted == old[of] || *admitted == new[of], "{what}: {of:?} {admitted} after {write:?}");
+        }
+    }
+}
+
 /// As an import over the API does: first their prefixes, then the rules.
 #[test]
 fn a_prefix_comes_without_a_gap() {
     let mut r = Random(11);
     for round in 0..200 {
-        let (mut world, readers) = world();
-        let ids: Vec<EndpointId> = ["a", "b"].map(|name| world.add(endpoint(name)).unwrap().0.id).into();
-        world.settle();
-        let mut kernel = Kernel::new(readers);
         let before: BTreeSet<usize> = (0..RULES.len()).filter(|_| r.below(3) == 0).collect();
-        imported(&mut world, &before);
-        run(&mut world, &mut kernel, &mut r, |_, _| {});
+        let (mut world, mut kernel, ids) = begun(&before, &mut r);
         let old = verdicts(&kernel, &ids);
         let more: BTreeSet<usize> = (0..RULES.len()).filter(|n| !before.contains(n) && r.below(2) == 0).collect();
         let rule = |n: &usize| format!("- {{endpointSelector: {{}}, {}, labels: [n={n}]}}\n", RULES[*n]);
@@ -221,17 +239,7 @@ fn a_prefix_comes_without_a_gap() {
         announced.into_iter().for_each(|prefix| world.engine.let_go(prefix));
         world.publish_rules();
         world.settle();
-        let mut seen = Vec::new();
-        run(&mut world, &mut kernel, &mut r, |kernel, write| seen.push((write, verdicts(kernel, &ids))));
-        let new = verdicts(&kernel, &ids);
-        for (write, now) in &seen {
-            for (of, admitted) in now {
-                assert!(
-                    *admitted == old[of] || *admitted == new[of],
-                    "round {round}: {of:?} {admitted} after {write:?}; rules {before:?} and {more:?}"
-                );
-            }
-        }
+        nothing_else(&mut world, &mut kernel, &mut r, &ids, &old, &format!("round {round}: rules {before:?} and {more:?}"));
     }
 }
 
@@ -239,27 +247,12 @@ fn a_prefix_comes_without_a_gap() {
 fn a_prefix_goes_without_a_gap() {
     let mut r = Random(7);
     for round in 0..200 {
-        let (mut world, readers) = world();
-        let ids: Vec<EndpointId> = ["a", "b"].map(|name| world.add(endpoint(name)).unwrap().0.id).into();
-        world.settle();
-        let mut kernel = Kernel::new(readers);
         let before: BTreeSet<usize> = (0..RULES.len()).filter(|_| r.below(4) > 0).collect();
-        imported(&mut world, &before);
-        run(&mut world, &mut kernel, &mut r, |_, _| {});
+        let (mut world, mut kernel, ids) = begun(&before, &mut r);
         let old = verdicts(&kernel, &ids);
         let gone: BTreeSet<usize> = before.iter().copied().filter(|_| r.below(2) == 0).collect();
         deleted(&mut world, &gone);
-        let mut seen = Vec::new();
-        run(&mut world, &mut kernel, &mut r, |kernel, write| seen.push((write, verdicts(kernel, &ids))));
-        let new = verdicts(&kernel, &ids);
-        for (write, now) in &seen {
-            for (of, admitted) in now {
-                assert!(
-                    *admitted == old[of] || *admitted == new[of],
-                    "round {round}: {of:?} {admitted} after {write:?}; rules {before:?} without {gone:?}"
-                );
-            }
-        }
+        nothing_else(&mut world, &mut kernel, &mut r, &ids, &old, &format!("round {round}: rules {before:?} without {gone:?}"));
         // What is left is what the rules that are left would have given.
         let left: BTreeSet<IpcachePrefix> =
             kernel.addresses.keys().copied().filter(|row| row.len < 32 || row.ip.to_string() == "10.1.2.3").collect();
