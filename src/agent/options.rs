@@ -198,6 +198,7 @@ impl<A: fmt::Display> fmt::Display for Prefix<A> {
 }
 
 impl Prefix<Ipv6Addr> {
+    /// Whether one of the two lies in the other.
     pub fn overlaps(&self, other: &Self) -> bool {
         let bits = self.len.min(other.len);
         (u128::from(self.base) ^ u128::from(other.base)).checked_shr(128 - u32::from(bits)).unwrap_or(0) == 0
@@ -354,7 +355,7 @@ impl Options {
         let nat46_range: Option<Prefix<Ipv6Addr>> = prefix("nat46-range", raw.nat46_range.filter(|text| !text.is_empty()))?;
         let enable_ipv4 = raw.enable_ipv4.unwrap_or(true);
         if let Some(range) = &nat46_range {
-            if range.len != 96 || range.base.is_multicast() || range.base.segments()[0] == 0 {
+            if range.len != 96 || range.base.is_multicast() || range.base.is_unicast_link_local() || range.base.segments()[0] == 0 {
                 return Err(bad("nat46-range", format!("`{range}`: takes a routable prefix of 96 bits, such as 64:ff9b:1::/96")));
             }
             if !enable_ipv4 {

@@ -154,9 +154,14 @@ fn by_the_stack() {
 #[test]
 fn ranges_that_cannot_be() {
     let node = Node::prepare(NodeOptions { args: args(&[]), ..NodeOptions::default() }).expect("node");
-    for (range, says) in
-        [("64:ff9b:1::/64", "96 bits"), ("64:ff9b:1::1/96", "bits set"), ("fd00:7::/96", "overlaps"), ("ff02::/96", "96 bits")]
-    {
+    for (range, says) in [
+        ("64:ff9b:1::/64", "96 bits"),
+        ("64:ff9b:1::1/96", "bits set"),
+        ("fd00:7::/96", "overlaps"),
+        ("ff02::/96", "96 bits"),
+        ("fe80::/96", "96 bits"),
+        ("::/96", "96 bits"),
+    ] {
         let (code, _, errors) = node.agent_once(&["--nat46-range", range]).expect("agent");
         assert!(code == 2 && errors.contains("nat46-range") && errors.contains(says), "{range}: {code} {errors}");
     }
