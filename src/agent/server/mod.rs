@@ -107,9 +107,6 @@ pub async fn persisted(agent: &Agent, ready: impl Fn(&crate::persist::Persisted)
     Ok(())
 }
 
-/// Largest body: policy imports.
-const BODY_LIMIT: usize = 64 << 20;
-
 pub fn router(agent: App) -> Router {
     Router::new()
         .route("/v1/healthz", get(node::healthz))
@@ -152,7 +149,7 @@ pub fn router(agent: App) -> Router {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", format!("{uri} does not take {method}; see /v1/openapi.json"))
         })
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&agent), timed))
-        .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(axum::extract::DefaultBodyLimit::max(pilus_api::types::LONGEST_BODY))
         .with_state(agent)
 }
 

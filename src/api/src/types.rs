@@ -242,6 +242,9 @@ pub struct HeaderModel {
 }
 
 /// `PUT /v1/policy`: documents as text; the whole call is imported or nothing.
+/// Longest request body that the agent takes, bytes; policy imports come near it.
+pub const LONGEST_BODY: usize = 64 << 20;
+
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyImport {

@@ -165,6 +165,11 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "note: {}", sanitize(text));
 }
 
+/// `1 rule`, `2 rules`.
+pub fn counted(count: u64, of: &str) -> String {
+    format!("{count} {of}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

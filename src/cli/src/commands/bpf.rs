@@ -4,7 +4,7 @@
 use crate::args::node::CtCommand;
 use crate::args::{BpfCommand, MetricsCommand};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, counted};
 use pilus_api::Client;
 use pilus_api::types::{FlowCount, FlowEnd, FlowEntry, MetricModel};
 
@@ -13,7 +13,7 @@ pub async fn run(client: &Client, out: &mut Output, command: &BpfCommand) -> Res
     let map = match command {
         BpfCommand::Ct(CtCommand::Flush(of)) => {
             let flushed = client.flush_flow_table(of.endpoint.as_deref()).await?;
-            return out.show(&flushed, |out, f| out.line(&format!("Forgot {} connections", f.removed)));
+            return out.show(&flushed, |out, f| out.line(&format!("Forgot {}", counted(f.removed, "connection"))));
         }
         BpfCommand::Ct(CtCommand::List(of)) => {
             let entries = client.flow_table(of.endpoint.as_deref()).await?;

@@ -4,13 +4,13 @@
 use crate::args::PolicyCommand;
 use crate::args::policy::ImportArgs;
 use crate::failure::Failure;
-use crate::output::{Output, Tone, note};
+use crate::output::{Output, Tone, counted, note};
 use anyhow::Context;
 use pilus_api::Client;
 use pilus_api::client::PolicyScope;
 use pilus_api::types::{
-    PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyDocument, PolicyImport, PolicyModel, PolicyQuestion, PolicyValidation,
-    PolicyVerdict, PolicyWait,
+    LONGEST_BODY, PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyDocument, PolicyImport, PolicyModel, PolicyQuestion,
+    PolicyValidation, PolicyVerdict, PolicyWait,
 };
 use serde_json::Value;
 use std::fs;
@@ -26,8 +26,8 @@ pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> R
             let documents = documents(&paths, &mut io::stdin().lock())?;
             let told = client.validate_policy(&PolicyImport { documents }).await?;
             out.show(&told, validation)?;
-            let count = told.errors.len();
-            if told.valid { Ok(()) } else { Err(Failure::new(format!("an import would be refused: {count} mistakes"))) }
+            let mistakes = counted(told.errors.len() as u64, "mistake");
+            if told.valid { Ok(()) } else { Err(Failure::new(format!("an import would be refused: {mistakes}"))) }
         }
         PolicyCommand::Diff { paths } => {
             let documents = documents(&paths, &mut io::stdin().lock())?;
@@ -75,27 +75,38 @@ fn realised(revision: u64, wait: &PolicyWait) -> Result<(), Failure> {
     Err(Failure::new(format!("revision {revision} is not yet realised by {waiting}; see: pilus endpoint log")))
 }
 
-/// Reads everything before anything is sent.
+/// Reads everything before anything is sent, and no more than the agent would take.
 fn documents(paths: &[String], stdin: &mut impl Read) -> Result<Vec<PolicyDocument>, Failure> {
     if paths.iter().filter(|path| *path == "-").count() > 1 {
         return Err(Failure::Usage("standard input (-) can be read only once".to_owned()));
     }
     let mut documents = Vec::new();
+    let mut left = LONGEST_BODY;
     for path in paths {
         if path == "-" {
-            let mut text = String::new();
-            stdin.read_to_string(&mut text).context("cannot read standard input")?;
-            documents.push(PolicyDocument { name: "stdin".to_owned(), text });
+            documents.push(document("stdin".to_owned(), stdin, &mut left)?);
             continue;
         }
         let kind = fs::metadata(path).with_context(|| format!("cannot read {path}"))?;
         let files = if kind.is_dir() { directory(Path::new(path))? } else { vec![PathBuf::from(path)] };
         for file in files {
-            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            documents.push(PolicyDocument { name: file.display().to_string(), text });
+            let mut open = fs::File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            documents.push(document(file.display().to_string(), &mut open, &mut left)?);
         }
     }
     Ok(documents)
+}
+
+/// Takes what it reads from `left`, bytes.
+fn document(name: String, from: &mut impl Read, left: &mut usize) -> Result<PolicyDocument, Failure> {
+    let mut text = String::new();
+    let more = *left as u64 + 1;
+    from.take(more).read_to_string(&mut text).with_context(|| format!("cannot read {name}"))?;
+    let Some(rest) = left.checked_sub(text.len()) else {
+        return Err(Failure::new(format!("{name}: more than {} MiB of policy at once; import it in parts", LONGEST_BODY >> 20)));
+    };
+    *left = rest;
+    Ok(PolicyDocument { name, text })
 }
 
 /// Policy files of a directory, by name.
@@ -132,7 +143,8 @@ fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
     };
     let rows: Vec<_> = policy.rules.iter().enumerate().map(row).collect();
     out.table(&["selector", "ingress", "egress", "packets", "bytes", "labels", "description"], &rows)?;
-    out.line(&format!("Revision: {} ({} rules; -o yaml shows them whole)", policy.revision, policy.rules.len()))
+    let rules = counted(policy.rules.len() as u64, "rule");
+    out.line(&format!("Revision: {} ({rules}; -o yaml shows them whole)", policy.revision))
 }
 
 fn validation(out: &mut Output, told: &PolicyValidation) -> io::Result<()> {
@@ -144,7 +156,7 @@ fn validation(out: &mut Output, told: &PolicyValidation) -> io::Result<()> {
     for warning in &told.warnings {
         out.line(&format!("warning: {warning}"))?;
     }
-    if told.valid { out.line(&format!("{} rules, no mistake", told.rules)) } else { Ok(()) }
+    if told.valid { out.line(&format!("{}, no mistake", counted(told.rules as u64, "rule"))) } else { Ok(()) }
 }
 
 fn changes(out: &mut Output, diff: &PolicyDiff) -> io::Result<()> {
@@ -232,6 +244,18 @@ mod tests {
         assert_eq!(texts, ["a.yml", "b.json", "c.yaml", "from stdin"]);
         assert_eq!(read[3].name, "stdin");
         assert!(read[0].name.ends_with("/a.yml"));
+    }
+
+    #[test]
+    fn what_the_agent_would_not_take_is_not_read() {
+        let told = documents(&["-".to_owned()], &mut io::repeat(b'#')).unwrap_err().to_string();
+        assert_eq!(told, "stdin: more than 64 MiB of policy at once; import it in parts");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(LONGEST_BODY as u64 - 1).unwrap();
+        let path = file.path().display().to_string();
+        assert_eq!(documents(&[path.clone(), "-".to_owned()], &mut "#".as_bytes()).unwrap().len(), 2);
+        let told = documents(&[path, "-".to_owned()], &mut "##".as_bytes()).unwrap_err().to_string();
+        assert!(told.starts_with("stdin: more than"), "{told}");
     }
 
     #[test]
