@@ -20,7 +20,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use pilus_api::types::ApiError;
+use pilus_api::types::{ApiError, LONGEST_BODY};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -84,6 +84,9 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
             Ok(Json(value)) => Ok(Self(value)),
             Err(JsonRejection::MissingJsonContentType(_)) => {
                 Err(Failure::invalid("body", "the body must be JSON (content-type: application/json)"))
+            }
+            Err(e) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(Failure::invalid("body", format!("the body is longer than {} MiB; send it in parts", LONGEST_BODY >> 20)))
             }
             Err(e) => Err(Failure::invalid("body", e.body_text())),
         }
@@ -149,7 +152,7 @@ pub fn router(agent: App) -> Router {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", format!("{uri} does not take {method}; see /v1/openapi.json"))
         })
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&agent), timed))
-        .layer(axum::extract::DefaultBodyLimit::max(pilus_api::types::LONGEST_BODY))
+        .layer(axum::extract::DefaultBodyLimit::max(LONGEST_BODY))
         .with_state(agent)
 }
 

@@ -3,7 +3,7 @@
 
 use crate::support::request;
 use pilus_api::ClientError;
-use pilus_api::types::{EndpointRequest, PolicyDocument, PolicyImport};
+use pilus_api::types::{EndpointRequest, LONGEST_BODY, PolicyDocument, PolicyImport};
 use pilus_e2e::icmp::{self, Raw};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 
@@ -105,6 +105,8 @@ fn wrong_http_gets_an_error_of_ours() {
     let json = Some("application/json");
     request(&node, "PUT", "/v1/policy", json, "{").refused(400, "invalid", Some("body"));
     request(&node, "PUT", "/v1/policy", json, "[]").refused(400, "invalid", Some("body"));
+    let long = request(&node, "PUT", "/v1/policy", json, &" ".repeat(LONGEST_BODY + 1)).refused(400, "invalid", Some("body"));
+    assert!(long.contains("64 MiB"), "{long}");
     request(&node, "PUT", "/v1/policy", json, "{\"documents\":[],\"more\":1}").refused(400, "invalid", Some("body"));
     request(&node, "PUT", "/v1/policy", None, "{\"documents\":[]}").refused(400, "invalid", Some("body"));
     request(&node, "PUT", "/v1/endpoint/name:x", json, "{\"name\":7}").refused(400, "invalid", Some("body"));
