@@ -220,8 +220,8 @@ __noinline int answer_echo(struct __sk_buff *ctx, struct packet *p, struct endpo
 
 static __always_inline int answer_is_allowed(struct packet *p)
 {
-	/* No error about an error, nor about a later fragment (RFC 1812 4.3.2.7, RFC 4443 2.4 e). */
-	return p->kind == PKT_FLOW && p->frag != FRAG_LATER;
+	/* No error about an error (RFC 4443 2.4 e), in IPv4 nor about a later fragment (RFC 1812 4.3.2.7). */
+	return p->kind == PKT_FLOW && (p->family == 6 || p->frag != FRAG_LATER);
 }
 
 /* Back to where the frame came from. Packet pointers are invalid afterwards. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the gateway answers, and what it does not.
 
+use crate::fragments::part;
 use pilus_model::abi::DropReason::*;
 use pilus_model::abi::FlowState;
 use pilus_model::abi::*;
@@ -321,6 +322,20 @@ fn hops() -> Vec<Scenario> {
             vec![
                 send(A, |f| f.ip(A, Host).udp(1, 2).hops(1)).pass(Host, FlowState::New),
                 send(A, |f| f.ip(A, World).udp(1, 2).hops(1)).pass(World, FlowState::New),
+            ],
+        ),
+        row6(
+            "a later part of an IPv6 datagram",
+            vec![
+                send(A, |f| part(f.ip(A, B).udp(1, 53).filled(56), 7, 0, true)).pass(B, FlowState::New),
+                send(A, |f| part(f.ip(A, B).raw_l4(wire::UDP, &[7; 64]), 7, 64, false).hops(1)).answer(expired),
+            ],
+        ),
+        row4(
+            "a later part of an IPv4 datagram",
+            vec![
+                send(A, |f| part(f.ip(A, B).udp(1, 53).filled(56), 7, 0, true)).pass(B, FlowState::New),
+                send(A, |f| part(f.ip(A, B).raw_l4(wire::UDP, &[7; 64]), 7, 64, false).hops(1)).drop(TtlExceeded),
             ],
         ),
         row("the host counted already", vec![send(Host, |f| f.ip(Host, A).tcp(1, 8080, SYN).hops(1)).pass(A, FlowState::New)]),

@@ -447,9 +447,9 @@ impl Model {
         }
     }
 
-    /// Told to the sender, unless the packet is an error itself, a part, or too short to quote.
+    /// Told to the sender, unless the packet is an error itself, a later part of an IPv4 datagram, or too short to quote.
     fn error(p: &Read, f: &[u8], why: DropReason) -> Expect {
-        if p.kind == Kind::Flow && p.frag != Frag::Later && f.len() >= ETH + 28 { Answer } else { Drop(why) }
+        if p.kind == Kind::Flow && (p.frag != Frag::Later || p.src.is_ipv6()) && f.len() >= ETH + 28 { Answer } else { Drop(why) }
     }
 
     fn outside(&self, via: Who, f: &[u8]) -> Result<Read, Expect> {

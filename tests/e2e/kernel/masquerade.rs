@@ -2,6 +2,7 @@
 //! Containers meet the world under the node's address: as by the kernel's own masquerading, packet for packet.
 
 use crate::support::{Talk, netlink, until};
+use crate::wire::{Wire, nft};
 use pilus_api::types::FlowEntry;
 use pilus_e2e::container::PATIENCE;
 use pilus_e2e::icmp::{Raw, echo_types};
@@ -11,10 +12,8 @@ use pilus_loader::hook::Dir;
 use pilus_loader::netlink::RouteSpec;
 use pilus_tests::packet::{L4, Net, Packet};
 use pilus_tests::wire::{ETH, SYN};
-use socket2::Socket;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
 
 const RANGES: [&str; 4] = ["--ipv6-range", "fd00:7::/64", "--ipv4-range", "10.77.0.0/16"];
 
@@ -31,14 +30,6 @@ struct Setup {
     node: Node,
     world: Container,
     client: Container,
-}
-
-/// Loads rules in the calling thread's namespace.
-#[expect(clippy::disallowed_methods, reason = "the kernel's own translation is set up by its own tool")]
-fn nft(rules: &str) {
-    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
-    child.stdin.take().expect("stdin").write_all(rules.as_bytes()).expect("rules");
-    assert!(child.wait().expect("nft").success(), "nft refuses:\n{rules}");
 }
 
 fn args(routing: &str, masquerade: &str, more: &[&str]) -> Vec<String> {
@@ -197,45 +188,6 @@ fn excluded_prefixes() {
         setup.node.start_agent().expect("agent");
         for family in Family::BOTH {
             assert_eq!(seen_by_server(&setup, family), node_ip(family), "{routing}");
-        }
-    }
-}
-
-/// A raw view of one side: frames that come to it.
-struct Wire<'a> {
-    at: &'a Container,
-    socket: Socket,
-}
-
-impl<'a> Wire<'a> {
-    fn new(at: &'a Container) -> Self {
-        // Its own stack is to say nothing to what comes.
-        at.run(|| {
-            nft("table inet quiet {\n chain out {\n  type filter hook output priority 0\n  icmpv6 type { nd-neighbor-solicit, \
-                 nd-neighbor-advert } accept\n  drop\n }\n}\n");
-        });
-        Self { socket: at.packet_socket().expect("packet socket"), at }
-    }
-
-    fn send(&self, packet: &Packet) {
-        let frame = packet.clone().eth(self.at.mac, self.at.host_mac).build();
-        self.socket.send(&frame).expect("send");
-    }
-
-    /// The next packet of this protocol that comes in from one of these, from the IP header on.
-    fn receive(&self, what: &str, proto: u8, from: IpAddr) -> Vec<u8> {
-        loop {
-            let mut buffer = [0; 4096];
-            let n = (&self.socket).read(&mut buffer).unwrap_or_else(|e| panic!("{what}: {e}"));
-            let Some(ip) = buffer[..n].get(ETH..) else { continue };
-            let (source, found) = match (ip.first().map(|b| b >> 4), ip.len()) {
-                (Some(4), 20..) => (IpAddr::from(<[u8; 4]>::try_from(&ip[12..16]).expect("four")), ip[9]),
-                (Some(6), 40..) => (IpAddr::from(<[u8; 16]>::try_from(&ip[8..24]).expect("sixteen")), ip[6]),
-                _ => continue,
-            };
-            if buffer[..6] == self.at.mac && found == proto && source == from {
-                return ip.to_vec();
-            }
         }
     }
 }

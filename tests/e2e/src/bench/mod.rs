@@ -8,7 +8,7 @@ mod datapath;
 mod direct;
 mod events;
 mod kernel;
-mod path;
+pub mod path;
 mod plugins;
 mod policy;
 mod probe;

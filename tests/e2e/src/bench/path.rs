@@ -100,9 +100,11 @@ pub fn direct() -> Result<Path> {
     Ok(Path { name: "f", client, server, entry })
 }
 
+/// Last part of the addresses that [`routed`]'s namespace has on either side.
+pub const ROUTER: u8 = 9;
+
 /// Two pairs and a namespace between them that forwards.
 pub fn routed() -> Result<Path> {
-    const ROUTER: u8 = 9;
     let (mut client, mut server) = (Container::new("r-client")?, Container::new("r-server")?);
     let router = crate::container::new_netns()?;
     let ends = [client.run(netns)?, server.run(netns)?];
