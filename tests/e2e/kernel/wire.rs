@@ -17,6 +17,14 @@ pub fn nft(rules: &str) {
     assert!(child.wait().expect("nft").success(), "nft refuses:\n{rules}");
 }
 
+/// A container's own stack says nothing to what comes.
+pub fn silence(at: &Container) {
+    at.run(|| {
+        nft("table inet quiet {\n chain out {\n  type filter hook output priority 0\n  icmpv6 type { nd-neighbor-solicit, \
+             nd-neighbor-advert } accept\n  drop\n }\n}\n");
+    });
+}
+
 /// A raw view of one side: frames that come to it.
 pub struct Wire<'a> {
     at: &'a Container,
@@ -25,11 +33,7 @@ pub struct Wire<'a> {
 
 impl<'a> Wire<'a> {
     pub fn new(at: &'a Container) -> Self {
-        // Its own stack is to say nothing to what comes.
-        at.run(|| {
-            nft("table inet quiet {\n chain out {\n  type filter hook output priority 0\n  icmpv6 type { nd-neighbor-solicit, \
-                 nd-neighbor-advert } accept\n  drop\n }\n}\n");
-        });
+        silence(at);
         Self { socket: at.packet_socket().expect("packet socket"), at }
     }
 

@@ -166,3 +166,13 @@ pub fn bind_packet(socket: &Socket, index: u32) -> std::io::Result<()> {
     let address = address.ok_or_else(|| std::io::Error::from_raw_os_error(libc::EINVAL))?;
     bind(std::os::fd::AsRawFd::as_raw_fd(socket), &address).map_err(Into::into)
 }
+
+/// Frames of a packet socket begin with a `virtio_net_hdr` from now on, which tells of checksums to complete and segments to cut
+/// (packet(7)).
+pub fn with_virtio_headers(socket: &Socket) -> std::io::Result<()> {
+    let on: libc::c_int = 1;
+    let (fd, size) = (std::os::fd::AsRawFd::as_raw_fd(socket), size_of::<libc::c_int>() as u32);
+    // SAFETY: `on` is an int and outlives the call.
+    let failed = unsafe { libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), size) };
+    if failed == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
