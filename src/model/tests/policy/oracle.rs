@@ -220,7 +220,13 @@ impl Who {
         let keys: Vec<&SelectorKey> = spec.match_labels.keys().chain(spec.match_expressions.iter().map(|e| &e.key)).collect();
         let reserved = keys.iter().any(|k| k.source() == Some(Source::Reserved));
         if self.id == 0 {
-            return reserved && spec.match_labels.len() == 1 && keys[0].key() == "all";
+            // Nothing is known of it; only what speaks of everybody, and of nothing else, means it.
+            let label = spec.match_labels.values().all(String::is_empty);
+            let expression = spec.match_expressions.iter().all(|e| match e.operator {
+                Operator::In => e.values.iter().any(String::is_empty),
+                operator => operator == Operator::Exists,
+            });
+            return reserved && keys.len() == 1 && keys[0].key() == "all" && label && expression;
         }
         let scoped = !reserved && !keys.iter().any(|k| k.key() == NAMESPACE);
         self.is(spec) && (reserved || self.endpoint()) && (!scoped || namespace.is_none_or(|n| self.in_namespace(n)))
