@@ -6,7 +6,6 @@ use crate::agent::Agent;
 use crate::datapath::nat::Mapped;
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use pilus_api::types::{MapInfo, MapModel};
 use pilus_model::abi::*;
 use pilus_model::endpoint::EndpointId;
@@ -184,12 +183,4 @@ pub async fn show(State(agent): State<App>, Path(name): Path<String>) -> Result<
     let text = name.clone();
     let rows = tokio::task::spawn_blocking(move || table(&agent, &text)).await.map_err(Failure::failed)?.map_err(Failure::failed)?;
     rows.map(Json).ok_or_else(|| Failure::not_found(format!("no table {name}; there are flows, endpoint, policy, ipcache, nat, metrics")))
-}
-
-pub async fn flush(State(agent): State<App>, Path(name): Path<String>) -> Result<StatusCode, Failure> {
-    if name != "flows" {
-        return Err(Failure::invalid("name", format!("table {name} cannot be flushed; only flows can")));
-    }
-    tokio::task::spawn_blocking(move || agent.flows.flush(None)).await.map_err(Failure::failed)?.map_err(Failure::failed)?;
-    Ok(StatusCode::NO_CONTENT)
 }

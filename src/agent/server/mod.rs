@@ -137,7 +137,7 @@ pub fn router(agent: App) -> Router {
         .route("/v1/node", get(tables::nodes))
         .route("/v1/node/{name}", get(tables::show_node).put(tables::put_node).delete(tables::delete_node))
         .route("/v1/map", get(maps::list))
-        .route("/v1/map/{name}", get(maps::show).delete(maps::flush))
+        .route("/v1/map/{name}", get(maps::show))
         .route("/v1/flows", get(flows::follow))
         .route("/v1/flowtable", get(flowtable::list).delete(flowtable::flush))
         .route("/v1/template", get(template::status))

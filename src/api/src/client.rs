@@ -303,11 +303,6 @@ impl Client {
         self.get(&format!("/v1/map/{}", encode(name))).await
     }
 
-    /// `DELETE /v1/map/flows`: forgets all connections.
-    pub async fn flush_flows(&self) -> Result<(), ClientError> {
-        self.call_empty(Method::DELETE, "/v1/map/flows").await.map(drop)
-    }
-
     /// `GET /v1/metrics`.
     pub async fn metrics(&self) -> Result<Vec<MetricModel>, ClientError> {
         self.get("/v1/metrics").await

@@ -186,7 +186,6 @@ fn tables(doc: &mut Document) {
 fn kernel(doc: &mut Document) {
     doc.get("/v1/map", "listMaps", "Maps of the datapath").answer::<Vec<MapInfo>>(200, "Maps").done();
     doc.get("/v1/map/{name}", "getMap", "Entries of a map").answer::<MapModel>(200, "Entries").fails(&[404]).done();
-    doc.route("delete", "/v1/map/flows", "flushFlows", "Forgets all connections").empty(204, "Forgotten").done();
     doc.get("/v1/metrics", "listMetrics", "What the agent and the datapath count").answer::<Vec<MetricModel>>(200, "Samples").done();
     doc.get("/v1/flowtable", "listFlowTable", "Connections as the datapath keeps them")
         .query("endpoint", "string", false, "Only those of this endpoint")

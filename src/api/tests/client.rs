@@ -62,7 +62,7 @@ async fn client_and_document_know_the_same_operations() {
         c.explain_policy(&PolicyQuestion { from: "a".into(), to: "b".into(), dport: "80/tcp".into() }), c.services(), c.service("a"),
         c.put_service("a", &ServiceRequest::default()), c.delete_service("a"), c.nodes(), c.node("a"),
         c.put_node("a", &NodeRequest::default()), c.delete_node("a"), c.endpoint_ports("1"), c.set_endpoint_ports("1", &[]),
-        c.maps(), c.map("policy"), c.flush_flows(), c.metrics(), c.flow_table(None), c.flush_flow_table(Some("257")), c.flows(&FlowFilter::default()),
+        c.maps(), c.map("policy"), c.metrics(), c.flow_table(None), c.flush_flow_table(Some("257")), c.flows(&FlowFilter::default()),
         c.template_status(), c.check_template(), c.apply_template(), c.debuginfo(), c.cleanup(), c.openapi(),
     }
     let document = pilus_api::openapi::document();
@@ -84,9 +84,8 @@ fn template(request: &str) -> String {
         .enumerate()
         .map(|(n, part)| match (parts[2], n, *part) {
             ("endpoint" | "identity" | "service", 3, _) => "{id}",
-            ("node", 3, _) => "{name}",
+            ("node" | "map", 3, _) => "{name}",
             ("ipam", 3, _) => "{ip}",
-            ("map", 3, name) if name != "flows" => "{name}",
             (_, _, part) => part,
         })
         .collect();

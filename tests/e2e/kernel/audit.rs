@@ -71,7 +71,7 @@ impl Stage {
             let seen = events.wait("a verdict", |e| self.is(e, to)).expect("an event");
             assert_eq!(seen.kind, if audited { "policy-verdict" } else { "drop" }, "{seen:?}");
         }
-        self.node.block_on(self.node.client().flush_flows()).expect("flush");
+        self.node.block_on(self.node.client().flush_flow_table(None)).expect("flush");
     }
 
     fn shown(&self, name: &str) -> String {

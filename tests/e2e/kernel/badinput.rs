@@ -113,7 +113,7 @@ fn wrong_http_gets_an_error_of_ours() {
     request(&node, "DELETE", "/v1/policy", None, "").refused(400, "invalid", Some("labels"));
     request(&node, "PATCH", "/v1/config", json, "{\"options\":{\"mtu\":\"9000\"}}").refused(400, "invalid", Some("mtu"));
     request(&node, "GET", "/v1/map/nothing", None, "").refused(404, "not-found", None);
-    request(&node, "DELETE", "/v1/map/policy", None, "").refused(400, "invalid", Some("name"));
+    request(&node, "DELETE", "/v1/map/policy", None, "").refused(405, "invalid", None);
     request(&node, "GET", "/v1/flows?type=loud", None, "").refused(400, "invalid", Some("type"));
     request(&node, "GET", "/v1/flows?from=nobody", None, "").refused(404, "not-found", None);
     request(&node, "POST", "/v1/cleanup", None, "").refused(400, "invalid", Some("confirm"));

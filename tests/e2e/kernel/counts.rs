@@ -51,7 +51,7 @@ fn rules_count_what_they_decide() {
         talks.iter_mut().for_each(|t| t.exchange(mark).expect("exchange"));
     }
     expect(&node, "open flows", [(200, both(100)), (0, 0), (200, both(100)), (0, 0)]);
-    node.block_on(node.client().flush_flows()).expect("flush");
+    node.block_on(node.client().flush_flow_table(None)).expect("flush");
     expect(&node, "flows that were", [(200, both(100)), (0, 0), (200, both(100)), (0, 0)]);
     talks.iter_mut().for_each(|t| t.exchange(99).expect("exchange"));
     expect(&node, "both", [(204, both(102)), (0, 0), (204, both(102)), (0, 0)]);

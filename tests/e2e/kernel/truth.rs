@@ -413,7 +413,7 @@ fn play(localhost: &str, which: impl Fn(&Case) -> bool) -> (usize, BTreeMap<&'st
         play.open.clear();
         tables(&node, case, false);
         node.forget_policy().expect("policy");
-        node.block_on(node.client().flush_flows()).expect("flush");
+        node.block_on(node.client().flush_flow_table(None)).expect("flush");
     }
     assert_eq!(node.metric("Missed tail call").expect("metrics"), 0);
     assert!(failed.is_empty(), "{} of {rows} failed:\n{}", failed.len(), failed.join("\n"));

@@ -268,7 +268,7 @@ impl World<'_> {
             }
             Case::Evicted => {
                 let mut talk = self.open(proto)?;
-                node.block_on(node.client().flush_flows())?;
+                node.block_on(node.client().flush_flow_table(None))?;
                 ensure!(node.rows("flows")?.is_empty(), "the flow table is not empty");
                 self.forth(&mut talk, 2)?;
                 self.back(&mut talk, 2)?;
@@ -277,7 +277,7 @@ impl World<'_> {
                 ensure!(proto != Proto::Tcp || flows[0][6].contains("midstream"), "{flows:?}");
             }
         }
-        node.block_on(node.client().flush_flows())?;
+        node.block_on(node.client().flush_flow_table(None))?;
         Ok(())
     }
 
