@@ -23,7 +23,7 @@ use crate::monitor::Monitor;
 use crate::options::{AllowLocalhost, EnablePolicy, EndpointBuild, Options, Prefix};
 use crate::persist::{self, Persisted};
 use crate::reconcile::{Reconcile, Status, Statuses, drive};
-use crate::state::{Facts, IpcachePrefix};
+use crate::state::{Facts, IpcachePrefix, Settled};
 use crate::table::Reader;
 use crate::templates::{TemplateError, TemplateStore};
 use futures::StreamExt;
@@ -322,7 +322,7 @@ impl Agent {
         let (shape, _) = tokio::join!(agent.host_shape(&templates), agent.next_shape(&templates));
         let shape = shape.map_err(StartError::Program)?;
         agent.set_up_host(&fs, &shape).await?;
-        tokio::spawn(persist::follow(store, readers.clone(), persisted_tx));
+        tokio::spawn(persist::follow(store, readers.clone(), loaded.numbers, persisted_tx));
         // Removals wait for rows, and must not keep writes from being made.
         tokio::spawn(drive(policies, readers.policies.clone(), usize::MAX, policy_tx));
         let ipcache =
@@ -429,6 +429,11 @@ impl Agent {
             now.push(self.host.router_v4.into());
         }
         let _ = self.events.send(Event::HostAddresses(now)).await;
+    }
+
+    /// How far the rules are worked out.
+    pub fn settled(&self) -> Settled {
+        self.readers.settled.snapshot().rows.get(&()).copied().unwrap_or_default()
     }
 
     /// What others do to the node's devices, addresses and routes, and to the host sides of containers.

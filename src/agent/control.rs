@@ -2,6 +2,7 @@
 //! The control loop: the one task that writes desired state.
 
 mod change;
+mod numbers;
 mod outside;
 #[cfg(test)]
 mod tests;
@@ -14,13 +15,11 @@ use crate::reconcile::{Status, Statuses};
 use crate::state::*;
 use crate::table::{Reader, Revision, Writer, table};
 use pilus_api::types::LogEntry;
-use pilus_model::abi::{self, POLICY_FIRST, POLICY_OPEN, RULE_RECORDS, Reserved};
+use pilus_model::abi::{self, POLICY_OPEN, RULE_RECORDS, Reserved};
 use pilus_model::endpoint::{EndpointId, EndpointRef, EndpointState};
 use pilus_model::identity::{IdentityAllocator, NumericIdentity, reserved_identities};
 use pilus_model::label::{Labels, Source};
-use pilus_model::policy::{
-    self, Direction, DirectionPolicy, EnforcementMode, Engine, PortNames, Room, Rule, Service, ServiceName, Services,
-};
+use pilus_model::policy::{self, Direction, EnforcementMode, Engine, PortNames, Room, Rule, Service, ServiceName, Services};
 use pilus_model::prefix::Prefix;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -153,6 +152,7 @@ pub struct Readers {
     pub ipcache: Reader<IpcachePrefix, IpcacheSpec>,
     pub identities: Reader<NumericIdentity, Arc<Labels>>,
     pub rules: Reader<(), RuleSet>,
+    pub settled: Reader<(), Settled>,
     pub services: Reader<ServiceName, Service>,
     pub nodes: Reader<String, NodeRecord>,
     pub status: Reader<EndpointId, EndpointStatus>,
@@ -167,8 +167,8 @@ pub fn room() -> Room {
 }
 
 /// The engine with the rules of before. If they cannot be taken, nothing passes.
-fn restored(mode: EnforcementMode, host_always: bool, rules: Vec<Rule>, revision: u64) -> Engine {
-    Engine::restore(mode, host_always, rules, policy::Revision(revision)).unwrap_or_else(|e| {
+fn restored(mode: EnforcementMode, host_always: bool, rules: &RuleSet) -> Engine {
+    Engine::restore(mode, host_always, (*rules.rules).clone(), policy::Revision(rules.revision)).unwrap_or_else(|e| {
         tracing::error!(error = %e, "rules of before cannot be taken; everything is denied");
         Engine::new(EnforcementMode::Always, host_always)
     })
@@ -186,8 +186,7 @@ pub struct World {
     mtu: u16,
     nat46: bool,
     tree: Arc<str>,
-    next_policy: u32,
-    policy_ids: HashMap<(Direction, Arc<DirectionPolicy>), u32>,
+    policy_numbers: numbers::PolicyNumbers,
     host: BTreeSet<IpAddr>,
     outside: outside::Outside,
     /// The node's own, in which rules about prefixes match nothing.
@@ -202,6 +201,7 @@ pub struct World {
     ipcache: Writer<IpcachePrefix, IpcacheSpec>,
     identity_table: Writer<NumericIdentity, Arc<Labels>>,
     rules: Writer<(), RuleSet>,
+    settled: Writer<(), Settled>,
     services: Writer<ServiceName, Service>,
     nodes: Writer<String, NodeRecord>,
     status: Writer<EndpointId, EndpointStatus>,
@@ -216,6 +216,7 @@ impl World {
         let (ipcache, r_ipcache) = table();
         let (identity_table, r_identities) = table();
         let (rules, r_rules) = table();
+        let (settled, r_settled) = table();
         let (services, r_services) = table();
         let (nodes, r_nodes) = table();
         let (status, r_status) = table();
@@ -226,13 +227,13 @@ impl World {
             ipcache: r_ipcache,
             identities: r_identities,
             rules: r_rules,
+            settled: r_settled,
             services: r_services,
             nodes: r_nodes,
             status: r_status,
         };
-        let rule_list = initial.rules.rules.iter().map(|r| (**r).clone()).collect();
         let mut world = Self {
-            engine: restored(initial.mode, initial.host_always, rule_list, initial.rules.revision),
+            engine: restored(initial.mode, initial.host_always, &initial.rules),
             identities: IdentityAllocator::new(),
             ipam: initial.ipam,
             own: initial.own,
@@ -240,8 +241,7 @@ impl World {
             mtu: initial.mtu,
             nat46: initial.nat46,
             tree: initial.tree,
-            next_policy: initial.first_policy.max(POLICY_FIRST),
-            policy_ids: HashMap::new(),
+            policy_numbers: numbers::PolicyNumbers::new(initial.first_policy),
             host: BTreeSet::new(),
             outside: outside::Outside::default(),
             ranges: initial.ranges.iter().filter_map(|r| Prefix::new(r.ip, r.len).ok()).collect(),
@@ -254,6 +254,7 @@ impl World {
             ipcache,
             identity_table,
             rules,
+            settled,
             services,
             nodes,
             status,
@@ -412,8 +413,7 @@ impl World {
                 after.push(Box::new(move |w| drop(reply.send(Ok(w.rules.rows()[&()].clone())))));
             }
             Event::RestoreRules(set, reply) => {
-                let rules = set.rules.iter().map(|r| (**r).clone()).collect();
-                if let Err(e) = self.engine.replace(rules, policy::Revision(set.revision)) {
+                if let Err(e) = self.engine.replace((*set.rules).clone(), policy::Revision(set.revision)) {
                     drop(reply.send(Err(ControlError::TooLarge(e.to_string()))));
                     return after;
                 }
@@ -643,16 +643,10 @@ impl World {
         let subject = record.subject();
         let p = self.engine.policy(&subject).unwrap_or_else(|| self.engine.add_subject(subject));
         [(Direction::Ingress, p.ingress), (Direction::Egress, p.egress)].map(|key| {
-            if matches!(*key.1, DirectionPolicy::Open) {
-                return POLICY_OPEN;
+            let (id, new) = self.policy_numbers.of(key.0, &key.1);
+            if new {
+                self.policies.upsert(id, PolicySpec { direction: key.0, policy: key.1 });
             }
-            if let Some(id) = self.policy_ids.get(&key) {
-                return *id;
-            }
-            let id = self.next_policy;
-            self.next_policy += 1;
-            self.policies.upsert(id, PolicySpec { direction: key.0, policy: Arc::clone(&key.1) });
-            self.policy_ids.insert(key, id);
             id
         })
     }
@@ -689,13 +683,14 @@ impl World {
                     ids
                 }
             };
-            let new = EndpointSpec { policy_in, policy_out, policy_revision: revision, audit: self.audit, ..spec.clone() };
+            // Rules that leave its policies as they are leave the endpoint alone.
+            let same = [policy_in, policy_out] == [spec.policy_in, spec.policy_out];
+            let policy_revision = if same { spec.policy_revision } else { revision };
+            let new = EndpointSpec { policy_in, policy_out, policy_revision, audit: self.audit, ..spec.clone() };
             specs.push((*id, new, [policy_in == POLICY_OPEN, policy_out == POLICY_OPEN]));
         }
         self.engine.retain_subjects(|s| memo.contains_key(&(&s.labels, &s.ports)));
-        let used: BTreeSet<u32> = memo.values().flatten().copied().collect();
-        let gone: Vec<u32> = self.policy_ids.values().filter(|id| !used.contains(id)).copied().collect();
-        self.policy_ids.retain(|_, id| used.contains(id));
+        let gone = self.policy_numbers.retain(&memo.values().flatten().copied().collect());
         for (id, spec, open) in specs {
             let audit = spec.audits();
             let addresses: Vec<IpAddr> = spec.record.addresses().collect();
@@ -713,6 +708,7 @@ impl World {
         }
         self.policies.batch(Vec::new(), &gone);
         self.settle_outside();
+        self.settled.upsert((), Settled { rules: revision, endpoints: self.endpoints.reader().snapshot().revision });
     }
 
     /// Takes over what the endpoint reconciler says.

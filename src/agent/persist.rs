@@ -4,7 +4,7 @@
 use crate::control::Readers;
 use crate::kvstore::{Batch, Store, StoreError};
 use crate::state::{EndpointRecord, EndpointSpec, NodeRecord, RuleSet};
-use crate::table::Revision;
+use crate::table::{Revision, side_by_side};
 use pilus_model::endpoint::EndpointId;
 use pilus_model::policy::{Rule, Service, Services};
 use serde::de::DeserializeOwned;
@@ -14,7 +14,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 const ENDPOINTS: &str = "endpoint/";
-const RULES: &str = "policy";
+/// Revision of the rules.
+const REVISION: &str = "policy-revision";
+/// Each rule has a key of its own, so that an import writes what it brings; their order is that of the keys.
+const RULES: &str = "rule/";
+/// Where rules were before: one value for all.
+const ALL_RULES: &str = "policy";
 const SERVICES: &str = "service/";
 const NODES: &str = "remote-node/";
 
@@ -33,7 +38,7 @@ pub struct Persisted {
     pub failing: bool,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct StoredRules {
     revision: u64,
     rules: Vec<Rule>,
@@ -47,8 +52,70 @@ fn bad(key: &str, e: impl std::fmt::Display) -> StoreError {
 pub struct Loaded {
     pub records: Vec<EndpointRecord>,
     pub rules: RuleSet,
+    pub numbers: RuleNumbers,
     pub services: Services,
     pub nodes: BTreeMap<String, NodeRecord>,
+}
+
+/// The rules on disk, in their order, and the numbers that their keys are made of.
+#[derive(Clone, Debug, Default)]
+pub struct RuleNumbers(Vec<(u64, Arc<Rule>)>);
+
+fn rule_key(number: u64) -> String {
+    // All of one length: their order is that of the numbers.
+    format!("{RULES}{number:016x}")
+}
+
+impl RuleNumbers {
+    /// What makes the disk hold these rules in this order. Rules that stay where they are are the same allocation.
+    fn follow(&self, rules: &[Arc<Rule>], batch: &mut Batch) -> Self {
+        let mut next = self.0.last().map_or(0, |(number, _)| number + 1);
+        let mut old = self.0.iter().peekable();
+        let mut new = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let gone = |(_, other): &&(u64, Arc<Rule>)| !Arc::ptr_eq(other, rule);
+            while let Some((number, _)) = old.next_if(gone) {
+                batch.delete.push(rule_key(*number));
+            }
+            let number = old.next().map_or_else(
+                || {
+                    batch.put.push((rule_key(next), encode(&**rule)));
+                    next += 1;
+                    next - 1
+                },
+                |(number, _)| *number,
+            );
+            new.push((number, Arc::clone(rule)));
+        }
+        batch.delete.extend(old.map(|(number, _)| rule_key(*number)));
+        Self(new)
+    }
+}
+
+/// Rules of an agent that kept all of them in one value get a key each, in one step.
+fn split_rules(store: &dyn Store) -> Result<(), StoreError> {
+    let Some(value) = store.get(ALL_RULES)? else { return Ok(()) };
+    let stored: StoredRules = serde_json::from_slice(&value).map_err(|e| bad(ALL_RULES, e))?;
+    let rules: Vec<Arc<Rule>> = stored.rules.into_iter().map(Arc::new).collect();
+    // If there are others, that agent wrote after one that knew better.
+    let mut batch = Batch { put: Vec::new(), delete: store.list(RULES)?.into_keys().collect() };
+    batch.delete.push(ALL_RULES.into());
+    RuleNumbers::default().follow(&rules, &mut batch);
+    batch.put.push((REVISION.into(), encode(&stored.revision)));
+    store.write(batch)
+}
+
+fn load_rules(store: &dyn Store) -> Result<(RuleSet, RuleNumbers), StoreError> {
+    split_rules(store)?;
+    let number = |key: &str| u64::from_str_radix(key, 16).map_err(|e| bad(&format!("{RULES}{key}"), e));
+    let rules = all::<Rule>(store, RULES)?.into_iter().map(|(key, rule)| Ok((number(&key)?, Arc::new(rule))));
+    let rules: Vec<(u64, Arc<Rule>)> = rules.collect::<Result<_, StoreError>>()?;
+    let revision = store.get(REVISION)?.map(|value| serde_json::from_slice(&value).map_err(|e| bad(REVISION, e)));
+    let set = RuleSet {
+        revision: revision.transpose()?.unwrap_or_default(),
+        rules: Arc::new(rules.iter().map(|(_, rule)| Arc::clone(rule)).collect()),
+    };
+    Ok((set, RuleNumbers(rules)))
 }
 
 fn all<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<(String, T)>, StoreError> {
@@ -68,14 +135,8 @@ pub fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
     };
     let services = all(store, SERVICES)?.into_iter().map(service).collect();
     let nodes = all(store, NODES)?.into_iter().collect();
-    let rules = match store.get(RULES)? {
-        Some(value) => {
-            let stored: StoredRules = serde_json::from_slice(&value).map_err(|e| bad(RULES, e))?;
-            RuleSet { revision: stored.revision, rules: Arc::new(stored.rules.into_iter().map(Arc::new).collect()) }
-        }
-        None => RuleSet::default(),
-    };
-    Ok(Loaded { records, rules, services, nodes })
+    let (rules, numbers) = load_rules(store)?;
+    Ok(Loaded { records, rules, numbers, services, nodes })
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -93,9 +154,21 @@ fn endpoint_changes(old: &Records, new: &Records, batch: &mut Batch) {
     batch.delete.extend(old.keys().filter(|id| !new.contains_key(id)).map(|id| format!("{ENDPOINTS}{id}")));
 }
 
-fn changes<K: Ord, V: PartialEq + Serialize>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, key: impl Fn(&K) -> String, batch: &mut Batch) {
-    batch.put.extend(new.iter().filter(|(k, v)| old.get(k) != Some(v)).map(|(k, v)| (key(k), encode(v))));
-    batch.delete.extend(old.keys().filter(|k| !new.contains_key(k)).map(key));
+fn changes<K: Ord, V: PartialEq + Serialize>(
+    old: &Arc<BTreeMap<K, V>>,
+    new: &Arc<BTreeMap<K, V>>,
+    key: impl Fn(&K) -> String,
+    batch: &mut Batch,
+) {
+    if Arc::ptr_eq(old, new) {
+        return;
+    }
+    for (k, _, new) in side_by_side(old.iter(), new.iter()).filter(|(_, old, new)| old != new) {
+        match new {
+            Some(value) => batch.put.push((key(k), encode(value))),
+            None => batch.delete.push(key(k)),
+        }
+    }
 }
 
 /// What the disk should have: endpoints as they are about to be.
@@ -107,12 +180,12 @@ fn records(endpoints: &BTreeMap<EndpointId, EndpointSpec>, planned: &BTreeMap<En
     endpoints.iter().filter_map(next).collect()
 }
 
-/// Follows the tables until their writer is gone.
-pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender<Persisted>) {
+/// Follows the tables until their writer is gone. `numbers`: as loaded.
+pub async fn follow(store: Arc<dyn Store>, readers: Readers, mut numbers: RuleNumbers, done: watch::Sender<Persisted>) {
     let Readers { mut endpoints, mut planned, mut rules, mut services, mut nodes, .. } = readers;
     let mut stored = Records::new();
     let loaded = rules.snapshot().rows.get(&()).cloned().unwrap_or_default();
-    let mut stored_rules = Some(loaded.revision);
+    let mut stored_revision = loaded.revision;
     let (mut stored_services, mut stored_nodes) = (services.snapshot().rows, nodes.snapshot().rows);
     done.send_modify(|p| p.rule_set = loaded);
     loop {
@@ -123,9 +196,10 @@ pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender
         let mut batch = Batch::default();
         let next = records(&snapshot.rows, &plan.rows);
         endpoint_changes(&stored, &next, &mut batch);
-        if stored_rules != Some(rule_set.revision) {
-            let rules = rule_set.rules.iter().map(|r| (**r).clone()).collect();
-            batch.put.push((RULES.into(), encode(&StoredRules { revision: rule_set.revision, rules })));
+        let mut next_numbers = None;
+        if stored_revision != rule_set.revision {
+            next_numbers = Some(numbers.follow(&rule_set.rules, &mut batch));
+            batch.put.push((REVISION.into(), encode(&rule_set.revision)));
         }
         let (known_services, known_nodes) = (services.take(), nodes.take());
         changes(&stored_services, &known_services.rows, |(namespace, name)| format!("{SERVICES}{namespace}/{name}"), &mut batch);
@@ -139,7 +213,8 @@ pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender
         match written {
             Ok(()) => {
                 stored = next;
-                stored_rules = Some(rule_set.revision);
+                stored_revision = rule_set.revision;
+                numbers = next_numbers.unwrap_or(numbers);
                 (stored_services, stored_nodes) = (known_services.rows, known_nodes.rows);
                 done.send_replace(Persisted {
                     endpoints: snapshot.revision,
@@ -167,3 +242,6 @@ pub async fn follow(store: Arc<dyn Store>, readers: Readers, done: watch::Sender
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes the world equal to a table: the only place with retry, backoff, pruning and resync.
 
-use crate::table::{Reader, Revision, Snapshot};
+use crate::table::{Reader, Revision, Snapshot, side_by_side};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -38,6 +38,11 @@ pub enum Status {
 
 /// Status of every key, for waiting.
 impl Status {
+    /// It is realised as of this table revision, or a later one.
+    pub fn done(&self, revision: Revision) -> bool {
+        matches!(self, Self::Done(at) if *at >= revision)
+    }
+
     /// It was tried as of this table revision, and is done or failed.
     pub fn tried(&self, revision: Revision) -> bool {
         match self {
@@ -79,6 +84,8 @@ pub async fn drive<R: Reconcile>(
     let mut listed: Option<BTreeSet<R::Key>> = None;
     let mut running = FuturesUnordered::new();
     let mut snapshot = reader.take();
+    // Keys that there may be something to do about.
+    let mut open = unequal(&snapshot, &done, &begun);
     loop {
         if snapshot.initialised && listed.is_none() {
             // Nothing is pruned before every source has listed in full.
@@ -88,10 +95,11 @@ pub async fn drive<R: Reconcile>(
             }
         }
         if let Some(stale) = &mut listed {
+            open.extend(stale.iter().cloned());
             gone.append(stale);
         }
         let now = Instant::now();
-        for work in due(&snapshot, &done, &begun, &busy, &mut gone, &retries, now) {
+        for work in due(&snapshot, &done, &begun, &busy, &mut gone, &retries, now, &mut open) {
             if running.len() >= parallel {
                 break;
             }
@@ -125,12 +133,14 @@ pub async fn drive<R: Reconcile>(
                     return;
                 }
                 snapshot = reader.take();
+                open = unequal(&snapshot, &done, &begun).into_iter().chain(gone.iter().cloned()).collect();
                 confirm(&snapshot, &done, &busy, &status);
                 // The change may be what a failed object was waiting for.
                 retries.values_mut().for_each(|r| r.at = Instant::now());
             }
             Some((key, value, revision, result)) = running.next(), if !running.is_empty() => {
                 busy.remove(&key);
+                open.insert(key.clone());
                 match result {
                     Ok(()) => {
                         retries.remove(&key);
@@ -152,6 +162,7 @@ pub async fn drive<R: Reconcile>(
                         // What half happened is unknown: the next attempt starts from scratch.
                         done.remove(&key);
                         snapshot = reader.take();
+                        open = unequal(&snapshot, &done, &begun).into_iter().chain(gone.iter().cloned()).collect();
                         confirm(&snapshot, &done, &busy, &status);
                         if value.is_some() && snapshot.rows.get(&key) != value.as_ref() {
                             // It failed at something that is no longer wanted: no failure to show, nothing to wait for.
@@ -182,18 +193,31 @@ fn confirm<K: Ord + Clone, V: PartialEq>(
     status: &watch::Sender<Arc<BTreeMap<K, Status>>>,
 ) {
     status.send_if_modified(|s| {
-        let same: Vec<&K> = done.iter().filter(|(k, v)| !busy.contains(*k) && snapshot.rows.get(*k) == Some(*v)).map(|(k, _)| k).collect();
+        let same = side_by_side(done, &*snapshot.rows).filter(|(k, done, want)| done.is_some() && done == want && !busy.contains(*k));
+        let same: Vec<&K> = same.map(|(k, ..)| k).collect();
         let changed = !same.is_empty();
         if changed {
-            let statuses = Arc::make_mut(s);
-            for key in same {
-                statuses.insert(key.clone(), Status::Done(snapshot.revision));
+            let mut same = same.into_iter().peekable();
+            for (key, status) in Arc::make_mut(s).iter_mut() {
+                if same.next_if_eq(&key).is_some() {
+                    *status = Status::Done(snapshot.revision);
+                }
             }
         }
         changed
     });
 }
 
+/// Keys that are not done as they should be, or begun and not wanted.
+fn unequal<K: Ord + Clone, V: PartialEq>(snapshot: &Snapshot<K, V>, done: &BTreeMap<K, V>, begun: &BTreeSet<K>) -> BTreeSet<K> {
+    let changed = side_by_side(done, &*snapshot.rows).filter(|(_, done, want)| want.is_some() && done != want).map(|(k, ..)| k);
+    let left = side_by_side(begun.iter().map(|k| (k, ())), snapshot.rows.keys().map(|k| (k, ())));
+    let left = left.filter(|(_, begun, want)| begun.is_some() && want.is_none()).map(|(k, ..)| k);
+    changed.chain(left).cloned().collect()
+}
+
+/// What is to be done now, about keys that are open; those that need nothing are closed.
+#[expect(clippy::too_many_arguments, reason = "the state of one loop")]
 fn due<K: Ord + Clone, V: PartialEq + Clone>(
     snapshot: &Snapshot<K, V>,
     done: &BTreeMap<K, V>,
@@ -202,17 +226,32 @@ fn due<K: Ord + Clone, V: PartialEq + Clone>(
     gone: &mut BTreeSet<K>,
     retries: &BTreeMap<K, Retry>,
     now: Instant,
+    open: &mut BTreeSet<K>,
 ) -> Vec<Work<K, V>> {
-    gone.extend(begun.iter().filter(|k| !snapshot.rows.contains_key(*k)).cloned());
-    gone.retain(|k| !snapshot.rows.contains_key(k));
     let ready = |k: &K| !busy.contains(k) && retries.get(k).is_none_or(|r| r.at <= now);
-    let mut work: Vec<Work<K, V>> = gone.iter().filter(|k| ready(k)).map(|k| Work::Delete(k.clone(), snapshot.revision)).collect();
-    for (key, value) in snapshot.rows.iter() {
-        if ready(key) && done.get(key) != Some(value) {
-            work.push(Work::Update(key.clone(), value.clone(), snapshot.revision));
+    let (mut deletes, mut updates) = (Vec::new(), Vec::new());
+    open.retain(|key| match snapshot.rows.get(key) {
+        Some(value) => {
+            gone.remove(key);
+            let differs = done.get(key) != Some(value);
+            if differs && ready(key) {
+                updates.push(Work::Update(key.clone(), value.clone(), snapshot.revision));
+            }
+            differs
         }
-    }
-    work
+        None => {
+            if begun.contains(key) {
+                gone.insert(key.clone());
+            }
+            let exists = gone.contains(key);
+            if exists && ready(key) {
+                deletes.push(Work::Delete(key.clone(), snapshot.revision));
+            }
+            exists
+        }
+    });
+    deletes.append(&mut updates);
+    deletes
 }
 
 #[cfg(test)]

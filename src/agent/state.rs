@@ -107,7 +107,7 @@ pub struct EndpointSpec {
     pub record: Arc<EndpointRecord>,
     pub policy_in: u32,
     pub policy_out: u32,
-    /// The policy ids stand for this revision of the rules.
+    /// Revision of the rules that brought these policies.
     pub policy_revision: u64,
     /// For every endpoint, verdicts are reported and not enforced.
     pub audit: bool,
@@ -172,6 +172,13 @@ impl PartialEq for RuleSet {
     }
 }
 
+/// What the rules of a revision say about endpoints stands in their table as of one of its revisions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    pub rules: u64,
+    pub endpoints: Revision,
+}
+
 /// An endpoint as the control loop sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointStatus {
@@ -209,6 +216,6 @@ pub struct Facts {
     /// `tcx` or `tc`.
     pub attach: String,
     pub ifindex: u32,
-    /// Revision of the rules that is enforced.
+    /// Revision of the rules that brought the policies that are enforced.
     pub policy_revision: u64,
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Desired state as values: one writer, many readers.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -127,6 +128,26 @@ impl<K, V> Reader<K, V> {
     }
 }
 
+/// Rows of two tables side by side, by key: one walk through both, which are in order.
+pub fn side_by_side<'a, K: Ord + 'a, A: Copy, B: Copy>(
+    a: impl IntoIterator<Item = (&'a K, A)>,
+    b: impl IntoIterator<Item = (&'a K, B)>,
+) -> impl Iterator<Item = (&'a K, Option<A>, Option<B>)> {
+    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (a.peek(), b.peek()) {
+            (Some((x, _)), Some((y, _))) => x.cmp(y),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        let left = if order.is_le() { a.next() } else { None };
+        let right = if order.is_ge() { b.next() } else { None };
+        let key = left.map(|(key, _)| key).or(right.map(|(key, _)| key))?;
+        Some((key, left.map(|(_, v)| v), right.map(|(_, v)| v)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +165,16 @@ mod tests {
         assert!(!s.initialised);
         w.set_initialised();
         assert!(r.snapshot().initialised);
+    }
+
+    #[test]
+    fn every_key_is_seen_once() {
+        let (a, b) = (BTreeMap::from([(1, 'a'), (2, 'b'), (5, 'c')]), BTreeMap::from([(0, 'w'), (2, 'x'), (5, 'y'), (7, 'z')]));
+        let seen: Vec<_> = side_by_side(&a, &b).map(|(k, a, b)| (*k, a.copied(), b.copied())).collect();
+        let (none, some) = (None, Some);
+        let all = [(0, none, some('w')), (1, some('a'), none), (2, some('b'), some('x')), (5, some('c'), some('y')), (7, none, some('z'))];
+        assert_eq!(seen, all);
+        assert_eq!(side_by_side(&a, &BTreeMap::<i32, char>::new()).count(), 3);
     }
 
     #[tokio::test]

@@ -47,6 +47,10 @@ pub(super) struct Outside {
     /// Identities that are forgotten when the kernel's addresses are as of a revision.
     retired: Vec<(Revision, Holder)>,
     nodes: NodeIdentities,
+    /// Names of other nodes by their addresses.
+    by_address: BTreeMap<IpAddr, String>,
+    /// Rows that may be wanted otherwise than before.
+    touched: BTreeSet<IpcachePrefix>,
     pub seen: Seen,
 }
 
@@ -98,13 +102,21 @@ impl World {
             return Ok(before);
         }
         if let Some(node) = &node {
-            let others = || rows.iter().filter(|(other, _)| **other != name);
-            let taken = node.addresses.iter().find_map(|ip| others().find(|(_, o)| o.addresses.contains(ip)).map(|(by, _)| (*ip, by)));
+            let taken = node.addresses.iter().find_map(|ip| self.outside.by_address.get(ip).filter(|by| **by != name).map(|by| (*ip, by)));
             if let Some((ip, by)) = taken {
                 return Err(ControlError::AddressTaken { ip, by: by.clone() });
             }
             self.learn_node(&node.labels)?;
         }
+        for ip in before.iter().flat_map(|n| &n.addresses) {
+            self.outside.by_address.remove(ip);
+            self.outside.touched.insert(IpcachePrefix::address(*ip));
+        }
+        for ip in node.iter().flat_map(|n| &n.addresses) {
+            self.outside.by_address.insert(*ip, name.clone());
+            self.outside.touched.insert(IpcachePrefix::address(*ip));
+        }
+        drop(rows);
         match node {
             Some(node) => self.nodes.upsert(name, node),
             None => self.nodes.remove(&name),
@@ -128,6 +140,7 @@ impl World {
     }
 
     pub(super) fn host_addresses(&mut self, now: BTreeSet<IpAddr>) {
+        self.outside.touched.extend(self.host.symmetric_difference(&now).map(|ip| IpcachePrefix::address(*ip)));
         let gone: Vec<_> = self.host.difference(&now).map(|ip| IpcachePrefix::address(*ip)).collect();
         let spec = IpcacheSpec { identity: Reserved::Host.into(), slot: SLOT_HOST as u16, after: Revision::default() };
         let new: Vec<_> = now.difference(&self.host).map(|ip| (IpcachePrefix::address(*ip), spec)).collect();
@@ -139,38 +152,38 @@ impl World {
         self.settle_outside();
     }
 
-    /// Rows that addresses are to be told apart by: what rules name, and other nodes. Containers and the host keep theirs.
-    fn wanted_outside(&self) -> BTreeMap<IpcachePrefix, (NumericIdentity, Holder)> {
-        let mut held: BTreeMap<Prefix, u64> = BTreeMap::new();
-        let holders = self.outside.rows.values().map(|row| &row.holder).chain(self.outside.retired.iter().map(|(_, holder)| holder));
-        for holder in holders {
-            if let Holder::Prefix(prefix) = holder {
-                *held.entry(*prefix).or_default() += 1;
-            }
+    /// Whom a row stands for if addresses are to be told apart by it: other nodes, and what rules name. Containers and the host
+    /// keep theirs.
+    fn wanted_outside(&self, row: &IpcachePrefix) -> Option<(NumericIdentity, Holder)> {
+        if exact(row) && self.host.contains(&row.ip) {
+            return None;
         }
-        let all = self.engine.prefixes();
-        let free = |prefix: &Prefix| !self.ranges.iter().any(|r| r.covers(*prefix));
-        let named = |prefix: &Prefix| all.references(*prefix) > held.get(prefix).copied().unwrap_or_default();
-        let prefixes = all.iter().filter(|(prefix, _)| free(prefix) && named(prefix));
-        let row = |prefix: Prefix| IpcachePrefix { ip: prefix.ip(), len: prefix.length() };
-        let mut wanted: BTreeMap<_, _> = prefixes.map(|(prefix, id)| (row(prefix), (id, Holder::Prefix(prefix)))).collect();
-        for node in self.nodes.rows().values() {
-            let Some(id) = self.outside.nodes.lookup(&node.labels) else { continue };
-            wanted.extend(node.addresses.iter().map(|ip| (IpcachePrefix::address(*ip), (id, Holder::Node(Arc::clone(&node.labels))))));
+        let node = self.outside.by_address.get(&row.ip).filter(|_| exact(row)).and_then(|name| self.nodes.rows().get(name).cloned());
+        if let Some((id, node)) = node.and_then(|node| Some((self.outside.nodes.lookup(&node.labels)?, node))) {
+            return Some((id, Holder::Node(node.labels)));
         }
-        wanted.retain(|row, _| !exact(row) || !self.host.contains(&row.ip));
-        wanted
+        let prefix = Prefix::new(row.ip, row.len).ok()?;
+        let holder = Holder::Prefix(prefix);
+        let retired = self.outside.retired.iter().filter(|(_, h)| *h == holder).count();
+        let held = retired + usize::from(self.outside.rows.get(row).is_some_and(|row| row.holder == holder));
+        let named = self.engine.prefixes().references(prefix) > held as u64;
+        let free = !self.ranges.iter().any(|r| r.covers(prefix));
+        let id = self.engine.prefixes().lookup(prefix).filter(|_| named && free)?;
+        Some((id, holder))
     }
 
-    /// Brings these rows up to rules, services and nodes. The endpoints are in their table already.
+    /// Brings the rows that a change may concern up to rules, services and nodes. The endpoints are in their table already.
     pub(super) fn settle_outside(&mut self) {
-        let wanted = self.wanted_outside();
+        let mut touched = std::mem::take(&mut self.outside.touched);
+        touched.extend(self.engine.take_touched_prefixes().into_iter().map(|p| IpcachePrefix { ip: p.ip(), len: p.length() }));
         let after = self.endpoints.reader().snapshot().revision;
-        for (row, old) in &mut self.outside.rows {
-            old.leaving = if wanted.contains_key(row) { None } else { old.leaving.or(Some(after)) };
-        }
         let (mut new, mut replaced) = (Vec::new(), Vec::new());
-        for (row, (identity, holder)) in wanted {
+        for row in touched {
+            let wanted = self.wanted_outside(&row);
+            if let Some(old) = self.outside.rows.get_mut(&row) {
+                old.leaving = if wanted.is_some() { None } else { old.leaving.or(Some(after)) };
+            }
+            let Some((identity, holder)) = wanted else { continue };
             if self.outside.rows.get(&row).is_some_and(|old| old.identity == identity) {
                 continue;
             }
@@ -218,11 +231,12 @@ impl World {
         if there.len() != wanted.rows.len() {
             return None;
         }
-        let at = |row| match there.get(row) {
-            Some(Status::Done(at) | Status::Failed(at, _)) => Some(*at),
-            Some(Status::Begun) | None => None,
+        // Both are in order.
+        let at = |((row, status), want): ((&IpcachePrefix, &Status), &IpcachePrefix)| match status {
+            Status::Done(at) | Status::Failed(at, _) if row == want => Some(*at),
+            _ => None,
         };
-        wanted.rows.keys().map(at).min().unwrap_or(Some(wanted.revision))
+        there.iter().zip(wanted.rows.keys()).map(at).min().unwrap_or(Some(wanted.revision))
     }
 
     fn let_go(&mut self, holder: Holder) {

@@ -264,3 +264,50 @@ fn a_prefix_goes_without_a_gap() {
         assert_eq!(world.engine.prefixes().len(), left.len(), "round {round}: identities that nobody needs");
     }
 }
+
+/// A rule concerns whom it selects: the others' rows stay as they are, and are as of its revision all the same.
+#[test]
+fn rules_about_others_touch_nobody() {
+    let mut r = Random(3);
+    let (mut world, kernel, ids) = begun(&BTreeSet::from([0]), &mut r);
+    let settled = world.settled.reader();
+    let import = |world: &mut World, app: &str| {
+        let rule = format!("- {{endpointSelector: {{matchLabels: {{app: {app}}}}}, ingress: [{{toPorts: [{{ports: [{{port: 80}}]}}]}}]}}");
+        world.engine.import(input::parse("t", &rule).unwrap(), None).unwrap();
+        world.publish_rules();
+        world.settle();
+        (kernel.readers.endpoints.snapshot(), settled.snapshot().rows[&()])
+    };
+    let before = kernel.readers.endpoints.snapshot();
+    let (after, now) = import(&mut world, "nobody");
+    assert_eq!(after.revision, before.revision);
+    assert_eq!(now, Settled { rules: world.revision(), endpoints: after.revision });
+    let (after, now) = import(&mut world, "a");
+    let changed: Vec<bool> = ids.iter().map(|id| after.rows[id] != before.rows[id]).collect();
+    assert_eq!(changed, [true, false]);
+    assert_eq!((after.rows[&ids[0]].policy_revision, now.endpoints), (now.rules, after.revision));
+}
+
+/// The host's own addresses are the host's for as long as it has them, whoever else claims them.
+#[test]
+fn a_row_is_whose_it_is() {
+    let (mut world, readers) = world();
+    let (claimed, other): (IpAddr, IpAddr) = ("192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap());
+    let labels = |n: &str| Arc::new(pilus_model::identity::NodeIdentities::labels([format!("n={n}")]).unwrap());
+    let node = |n: &str, ips: &[IpAddr]| Some(NodeRecord { addresses: ips.iter().copied().collect(), labels: labels(n) });
+    let host = |world: &mut World, ips: &[IpAddr]| world.host_addresses(ips.iter().copied().collect());
+    let of = |ip: IpAddr| readers.ipcache.snapshot().rows.get(&IpcachePrefix::address(ip)).map(|spec| spec.identity);
+    world.set_node("n".into(), node("n", &[claimed, other])).unwrap();
+    world.settle();
+    let id = of(claimed);
+    assert!(id.is_some_and(|id| !id.is_reserved()) && of(other) == id);
+    host(&mut world, &[claimed]);
+    assert_eq!((of(claimed), of(other)), (Some(Reserved::Host.into()), id));
+    host(&mut world, &[]);
+    assert_eq!((of(claimed), of(other)), (id, id));
+    assert!(matches!(world.set_node("m".into(), node("m", &[other])), Err(ControlError::AddressTaken { by, .. }) if by == "n"));
+    world.set_node("n".into(), node("n", &[claimed])).unwrap();
+    world.set_node("m".into(), node("m", &[other])).unwrap();
+    world.settle();
+    assert!(of(other) != id && of(claimed) == id);
+}

@@ -104,6 +104,9 @@ pub fn model(agent: &Agent, spec: &EndpointSpec) -> EndpointModel {
         (_, other) => other.to_string(),
     };
     let labels: Vec<String> = r.labels.iter().map(ToString::to_string).collect();
+    let settled = agent.settled();
+    let current = agent.endpoint_status.borrow().get(&r.id).is_some_and(|s| s.done(settled.endpoints));
+    let revision = if current { settled.rules } else { facts.policy_revision };
     EndpointModel {
         id: r.id.0,
         name: r.name.clone(),
@@ -124,7 +127,7 @@ pub fn model(agent: &Agent, spec: &EndpointSpec) -> EndpointModel {
         },
         netns: r.netns.display().to_string(),
         container_id: r.container_id.clone(),
-        policy: EndpointPolicyModel { revision: facts.policy_revision, ingress: mode(|s| s.ingress), egress: mode(|s| s.egress) },
+        policy: EndpointPolicyModel { revision, ingress: mode(|s| s.ingress), egress: mode(|s| s.egress) },
         datapath: DatapathModel {
             shape_key: facts.shape_key,
             build: r.build().as_str().into(),

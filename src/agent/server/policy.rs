@@ -121,11 +121,12 @@ pub struct WaitFor {
     timeout: Option<u64>,
 }
 
-/// Endpoints that do not enforce the revision yet.
+/// Endpoints that do not enforce the revision yet: all, as long as it is not worked out what it says.
 fn waiting(agent: &Agent, revision: u64) -> Vec<String> {
-    let facts = agent.facts.snapshot().rows;
+    let settled = agent.settled();
+    let status = agent.endpoint_status.borrow().clone();
     let endpoints = agent.readers.endpoints.snapshot().rows;
-    let behind = |id| facts.get(id).is_none_or(|f: &crate::state::Facts| f.policy_revision < revision);
+    let behind = |id| settled.rules < revision || !status.get(id).is_some_and(|s| s.done(settled.endpoints));
     endpoints.iter().filter(|(id, _)| behind(id)).map(|(id, s)| format!("{id} ({})", s.record.name)).collect()
 }
 
@@ -134,8 +135,8 @@ pub async fn addresses_told_apart(agent: &Agent) {
     let wanted = agent.readers.ipcache.snapshot();
     let mut statuses = agent.ipcache_status.clone();
     let done = statuses.wait_for(|s| {
-        let there = wanted.rows.keys().all(|k| s.get(k).is_some_and(|s| s.tried(wanted.revision)));
-        there && s.len() == wanted.rows.len()
+        // Both are in order.
+        s.len() == wanted.rows.len() && s.iter().zip(wanted.rows.keys()).all(|((k, s), want)| k == want && s.tried(wanted.revision))
     });
     // It ends with the agent.
     let _ = done.await;
@@ -146,20 +147,26 @@ pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Resu
     if want.revision > known {
         return Err(Failure::invalid("revision", format!("there is no revision {} yet; the newest is {known}", want.revision)));
     }
-    let mut facts = agent.facts.clone();
-    facts.take();
+    let (mut settled, mut statuses) = (agent.readers.settled.clone(), agent.endpoint_status.clone());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(want.timeout.unwrap_or(60).min(3600));
     loop {
+        settled.take();
+        statuses.mark_unchanged();
         let behind = waiting(&agent, want.revision);
-        if behind.is_empty() {
+        if behind.is_empty() && agent.settled().rules >= want.revision {
             // Prefixes are told apart when every policy knows them.
             let realised = tokio::time::timeout_at(deadline, addresses_told_apart(&agent)).await.is_ok();
             let waiting = if realised { behind } else { vec!["addresses".to_owned()] };
             return Ok(Json(PolicyWait { revision: want.revision, realised, waiting }));
         }
-        match tokio::time::timeout_at(deadline, facts.changed()).await {
-            Ok(true) => drop(facts.take()),
-            _ => return Ok(Json(PolicyWait { revision: want.revision, realised: false, waiting: waiting(&agent, want.revision) })),
+        let changed = async {
+            tokio::select! {
+                more = settled.changed() => more,
+                more = statuses.changed() => more.is_ok(),
+            }
+        };
+        if !matches!(tokio::time::timeout_at(deadline, changed).await, Ok(true)) {
+            return Ok(Json(PolicyWait { revision: want.revision, realised: false, waiting: waiting(&agent, want.revision) }));
         }
     }
 }

@@ -419,8 +419,7 @@ fn the_repository_replaces_and_deletes() {
     assert_eq!(repo.delete_by_labels(&labels("a=1")).0, 3);
     assert_eq!(repo.delete_by_labels(&labels("k8s:io.cilium.k8s.policy.name=p")).0, 2);
     assert_eq!(repo.revision().0, 10);
-    let kept: Vec<_> = repo.rules().map(|r| (**r).clone()).collect();
-    let restored = Repository::restore(kept.clone(), repo.revision());
+    let restored = Repository::restore(repo.rules().cloned().collect(), repo.revision());
     assert_eq!((restored.rules().count(), restored.revision().0), (2, 10));
     assert_eq!(repo.delete_all(), (2, repo.revision()));
     assert_eq!((repo.delete_all().0, repo.revision().0), (0, 11));

@@ -306,3 +306,71 @@ fn a_restart_at_rest_changes_nothing() {
     assert_eq!(dropped(&node), revoked);
     assert_eq!(node.block_on(node.client().status()).expect("status").objects.builds, 0);
 }
+
+/// Rules have a place each on disk, and come and go together: whenever the agent is killed, the next one has all rules of one
+/// import and none of another, the last that was acknowledged or the one under way, in the order in which they were written.
+#[test]
+fn imports_are_kept_whole() {
+    const RULES: usize = 40;
+    let set = |generation: u64| -> String {
+        let rule = |n: usize| {
+            let (count, spec) =
+                (n + 1, format!("  description: \"{generation} {n}\"\n  endpointSelector: {{matchLabels: {{app: a{n}}}}}\n"));
+            format!(
+                "{}---\n",
+                policy(
+                    &format!("p{:02}", (n * 7) % RULES),
+                    &format!("{spec}  ingress: [{{toPorts: [{{ports: [{{port: \"{count}\"}}]}}]}}]\n")
+                )
+            )
+        };
+        (0..RULES).map(rule).collect()
+    };
+    let mut node = Node::start(NodeOptions::default()).expect("node");
+    let mut random = StdRng::seed_from_u64(SEED);
+    let (mut generation, mut revision) = (0, 0);
+    for round in 0..rounds(12, 100) {
+        let (client, last, acknowledged) = (node.client(), AtomicU64::new(generation), AtomicU64::new(revision));
+        let goal = generation + random.random_range(1..6);
+        let spin = random.random_range(0..4000);
+        let begun = std::thread::scope(|scope| {
+            let importing = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+                for next in last.load(Ordering::Relaxed) + 1.. {
+                    let documents = vec![PolicyDocument { name: "all.yaml".into(), text: set(next) }];
+                    match runtime.block_on(client.import_policy(&PolicyImport { documents })) {
+                        Ok(answer) => {
+                            acknowledged.store(answer.revision, Ordering::Relaxed);
+                            last.store(next, Ordering::Relaxed);
+                        }
+                        // Killed: this one is there or not.
+                        Err(_) => return next,
+                    }
+                }
+                unreachable!("it ends by an error")
+            });
+            while last.load(Ordering::Relaxed) < goal && !importing.is_finished() {
+                std::thread::yield_now();
+            }
+            (0..spin).for_each(|_| std::thread::yield_now());
+            node.kill_agent().expect("kill");
+            importing.join().expect("importing")
+        });
+        node.start_agent().expect("start");
+        let model = node.block_on(node.client().policy(&[])).expect("policy");
+        let told: Vec<&str> = model.rules.iter().filter_map(|r| r["description"].as_str()).collect();
+        let there = told.first().and_then(|t| t.split(' ').next()?.parse().ok()).unwrap_or_default();
+        let last = last.into_inner();
+        assert!(there == last || there == begun, "round {round}: {there} is there; {last} was acknowledged, {begun} begun");
+        let whole: Vec<String> = (0..RULES).map(|n| format!("{there} {n}")).collect();
+        assert_eq!(told, whole, "round {round}");
+        let acknowledged = acknowledged.into_inner();
+        assert_eq!(model.revision, acknowledged + u64::from(there != last), "round {round}");
+        (generation, revision) = (there, model.revision);
+    }
+    node.forget_policy().expect("forget");
+    node.kill_agent().expect("kill");
+    node.start_agent().expect("start");
+    let left = node.block_on(node.client().policy(&[])).expect("policy");
+    assert_eq!((left.rules.len(), left.revision), (0, revision + 1));
+}

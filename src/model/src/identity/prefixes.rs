@@ -5,7 +5,7 @@ use super::{NumericIdentity, free_number};
 use crate::abi::Reserved;
 use crate::label::{Label, Labels};
 use crate::prefix::Prefix;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use thiserror::Error;
 
 /// Bits of an identity of scope node-local.
@@ -24,6 +24,8 @@ pub struct TooManyPrefixes;
 pub struct PrefixIdentities {
     by_prefix: BTreeMap<Prefix, (NumericIdentity, u64)>,
     by_id: HashMap<NumericIdentity, Prefix>,
+    /// Those whose references changed since this was asked last.
+    touched: BTreeSet<Prefix>,
 }
 
 impl PrefixIdentities {
@@ -41,6 +43,7 @@ impl PrefixIdentities {
     pub fn allocate(&mut self, prefix: Prefix) -> Result<(NumericIdentity, bool), TooManyPrefixes> {
         if let Some((id, references)) = self.by_prefix.get_mut(&prefix) {
             *references += 1;
+            self.touched.insert(prefix);
             return Ok((*id, false));
         }
         if self.by_prefix.len() >= Self::MAX {
@@ -51,6 +54,7 @@ impl PrefixIdentities {
             Prefix::ALL6 => Reserved::WorldIpv6.into(),
             _ => self.free(prefix),
         };
+        self.touched.insert(prefix);
         self.by_prefix.insert(prefix, (id, 1));
         self.by_id.insert(id, prefix);
         Ok((id, true))
@@ -60,6 +64,7 @@ impl PrefixIdentities {
     pub fn release(&mut self, prefix: Prefix) -> Option<NumericIdentity> {
         let (id, references) = self.by_prefix.get_mut(&prefix)?;
         *references -= 1;
+        self.touched.insert(prefix);
         if *references > 0 {
             return None;
         }
@@ -67,6 +72,11 @@ impl PrefixIdentities {
         self.by_prefix.remove(&prefix);
         self.by_id.remove(&id);
         Some(id)
+    }
+
+    /// Prefixes that were named, held, or let go since this was asked last.
+    pub fn take_touched(&mut self) -> BTreeSet<Prefix> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Number of a prefix.
@@ -125,6 +135,9 @@ mod tests {
         assert_eq!(b.allocate(p("10.0.0.0/8")).unwrap().0, id, "the order does not matter");
         assert_eq!((a.release(p("10.0.0.0/8")), a.release(p("10.0.0.0/8")), a.release(p("10.0.0.0/8"))), (None, Some(id), None));
         assert_eq!(a.prefix(id), None);
+        assert_eq!(a.take_touched(), [p("10.0.0.0/8"), Prefix::ALL6].into());
+        a.release(Prefix::ALL6);
+        assert_eq!((a.take_touched(), a.take_touched()), ([Prefix::ALL6].into(), [].into()));
     }
 
     #[test]

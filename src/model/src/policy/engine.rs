@@ -117,7 +117,7 @@ impl Engine {
     ///
     /// # Errors
     /// Too many prefixes.
-    pub fn restore(mode: EnforcementMode, host_always: bool, rules: Vec<Rule>, revision: Revision) -> Result<Self, Refused> {
+    pub fn restore(mode: EnforcementMode, host_always: bool, rules: Vec<Arc<Rule>>, revision: Revision) -> Result<Self, Refused> {
         let mut new = Self { repository: Repository::restore(rules, revision), ..Self::new(mode, host_always) };
         new.follow()?;
         Ok(new)
@@ -142,6 +142,11 @@ impl Engine {
         &self.prefixes
     }
 
+    /// See [`PrefixIdentities::take_touched`].
+    pub fn take_touched_prefixes(&mut self) -> BTreeSet<Prefix> {
+        self.prefixes.take_touched()
+    }
+
     /// Adds rules as [`Repository::import`] does. If an endpoint's policy would not fit or contradict itself, nothing is
     /// changed.
     ///
@@ -158,11 +163,9 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Self::import`].
-    pub fn replace(&mut self, rules: Vec<Rule>, revision: Revision) -> Result<(), Refused> {
+    pub fn replace(&mut self, rules: Vec<Arc<Rule>>, revision: Revision) -> Result<(), Refused> {
         let before = self.repository.clone();
-        self.repository.delete_all();
-        self.repository.import(rules);
-        self.repository.set_revision(revision);
+        self.repository.replace(rules, revision);
         self.accept(before, None)
     }
 

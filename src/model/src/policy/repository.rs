@@ -54,16 +54,23 @@ impl Repository {
     }
 
     /// What the agent knew before a restart.
-    pub fn restore(rules: Vec<Rule>, revision: Revision) -> Self {
+    pub fn restore(rules: Vec<Arc<Rule>>, revision: Revision) -> Self {
         let mut new = Self { revision, ..Self::default() };
         new.extend(rules);
         new
     }
 
-    fn extend(&mut self, rules: Vec<Rule>) {
+    /// Exactly these rules from now on.
+    pub(super) fn replace(&mut self, rules: Vec<Arc<Rule>>, revision: Revision) {
+        self.retain(|_| false);
+        self.extend(rules);
+        self.revision = revision;
+    }
+
+    fn extend(&mut self, rules: Vec<Arc<Rule>>) {
         for rule in rules {
             let compiled = Arc::new(Compiled::new(&rule, &self.services));
-            let stored = Stored { seq: self.next, rule: Arc::new(rule), compiled };
+            let stored = Stored { seq: self.next, rule, compiled };
             self.next += 1;
             self.changes.added.push(stored.clone());
             self.rules.push(stored);
@@ -114,7 +121,7 @@ impl Repository {
             Some(object) => !objects.contains(object),
             None => !labels.contains(&old.labels),
         });
-        self.extend(rules);
+        self.extend(rules.into_iter().map(Arc::new).collect());
         self.changed()
     }
 
@@ -134,9 +141,6 @@ impl Repository {
         self.delete(|_| true)
     }
 
-    pub(super) fn set_revision(&mut self, revision: Revision) {
-        self.revision = revision;
-    }
     pub fn revision(&self) -> Revision {
         self.revision
     }

@@ -55,7 +55,7 @@ fn text(rules: &[Rule]) -> String {
 
 fn from_scratch(engine: &Engine, told: &Told, host_always: bool) -> Engine {
     let mut fresh = Engine::new(engine.mode(), host_always);
-    let rules: Vec<Rule> = engine.repository().rules().map(|r| (**r).clone()).collect();
+    let rules = engine.repository().rules().cloned().collect();
     fresh.set_services(told.services.clone(), None).unwrap();
     told.subjects.iter().for_each(|s| drop(fresh.add_subject(s.clone())));
     fresh.replace(rules, Revision(0)).unwrap();

@@ -79,6 +79,13 @@ impl Bench {
         self.node.wait_policy(revision)
     }
 
+    /// Tells of another node, which has an identity of its own: the agent answers when policies and address are written.
+    fn remote(&self, name: &str, n: usize, labels: Vec<String>) -> Result<()> {
+        let request = NodeRequest { addresses: vec![format!("2001:db8::{n:x}").parse()?], labels };
+        self.node.block_on(self.node.client().put_node(name, &request))?;
+        Ok(())
+    }
+
     /// From the call on, ms until each server gets a packet that was denied before.
     fn enforced(&self) -> Result<Vec<f64>> {
         self.realised(&rule(PORT + 1))?;
@@ -135,7 +142,13 @@ pub fn many(_: &Plan) -> Result<Vec<Row>> {
     let since = Instant::now();
     bench.realised(&document((0..scale::RULES).map(scale::rule).collect()))?;
     let whole = since.elapsed().as_secs_f64();
+    progress("  telling of other nodes");
+    let known = bench.node.block_on(bench.node.client().identities())?.len();
+    for n in 0..scale::IDENTITIES.saturating_sub(known) {
+        bench.remote(&format!("many{n}"), n + 0x1000, scale::labels(n).iter().map(|l| format!("{}={}", l.key(), l.value())).collect())?;
+    }
     let identities = bench.node.block_on(bench.node.client().identities())?.len();
+    ensure!(identities >= scale::IDENTITIES, "{identities} identities");
     let written = bench.node.rows("policy")?.len();
     let note = format!(
         "call and wait, disk included; {} rules (imported in {whole:.1} s), {identities} identities, {MANY} endpoints, {written} entries written",
@@ -155,10 +168,8 @@ pub fn many(_: &Plan) -> Result<Vec<Row>> {
     ))?;
     let mut ms = Vec::new();
     for n in 0..21 {
-        let address = format!("2001:db8::{:x}", n + 1).parse()?;
-        let request = NodeRequest { addresses: vec![address], labels: vec!["role=new".into(), format!("n={n}")] };
         let since = Instant::now();
-        bench.node.block_on(bench.node.client().put_node(&format!("n{n}"), &request))?;
+        bench.remote(&format!("n{n}"), n + 1, vec!["role=new".into(), format!("n={n}")])?;
         ms.push(since.elapsed().as_secs_f64() * 1000.0);
     }
     rows.push(Row::new(MANY_ROWS[2], "ms", ms).note("one call until policies and address are written, disk included"));

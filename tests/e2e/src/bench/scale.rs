@@ -9,7 +9,8 @@ use pilus_model::policy::{EnforcementMode, Engine, Rule, Subject, input};
 use std::hint::black_box;
 use std::time::Instant;
 
-fn labels(n: usize) -> Labels {
+/// Of one of many identities.
+pub fn labels(n: usize) -> Labels {
     let of = |key: &str, n: usize| format!("k8s:{key}={n}");
     let texts = [of("app", n % 250), of("tier", n % 7), of("pod", n), "k8s:io.kubernetes.pod.namespace=default".to_owned()];
     Labels::parse(texts).unwrap_or_default()
