@@ -5,6 +5,8 @@
 #include "lib/nat.h"
 #include "lib/nat46.h"
 #include "lib/slow.h"
+#include "lib/stages.h"
+#include "lib/trace.h"
 
 /* What was known is of another packet: a translated one comes as if it were new. Its sender stays. */
 static __always_inline void packet_renew(struct packet *p, __u32 slot, __u32 identity, __u8 dir)
@@ -197,10 +199,7 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 		if (!dst)
 			return -DROP_NO_ENDPOINT;
 	}
-	if (dst->flags & EP_STACK)
-		p->point = p->dst_slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
-	else
-		p->point = dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
+	p->point = trace_point(dst, p->dst_slot);
 	if (CONFIG_NAT46 && grow) {
 		ret = nat46_to_container(ctx, p, dst, 1);
 		if (ret < 0)
@@ -264,6 +263,20 @@ int slow_path(struct __sk_buff *ctx)
 	p.dst_slot = (__u16)ctx->cb[CB_SLOT];
 	p.dir = DIR_INGRESS;
 	return finish(ctx, &p, -DROP_MISSED_TAIL_CALL);
+}
+
+/* A packet on its way, whose report is wanted. */
+SEC("tc")
+int trace(struct __sk_buff *ctx)
+{
+	__u32 slot = ctx->cb[CB_SLOT];
+
+	if (CONFIG_EVENTS)
+		trace_report(ctx);
+	if (!(ctx->cb[CB_FROM] >> TRACE_CB_RECEIVE & 1))
+		return TC_ACT_REDIRECT;
+	bpf_tail_call(ctx, &receive, slot);
+	return go_slow(ctx, FROM_RECEIVE, slot, DROP_MISSED_TAIL_CALL);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -4,13 +4,21 @@
 #include "maps.h"
 #include "packet.h"
 
+/*
+ * All of this is free of branches, so that the verifier looks at what follows
+ * once, and not again for each side: a value that is known because of a branch is
+ * followed on its own.
+ */
+
 /* Sorts by (address, port) as they stand in memory. Returns the sender's side: 0 if it is A. */
 static __always_inline __u32 flow_key4_make(struct flow_key4 *k, __be32 saddr, __be32 daddr, __be16 sport, __be16 dport,
 					    __u8 proto)
 {
 	__u64 src = (__u64)saddr << 16 | sport, dst = (__u64)daddr << 16 | dport;
-	__u64 mask = src > dst ? ~0ULL : 0, swap = (src ^ dst) & mask;
+	__u64 side = (dst - src) >> 63, swap;
 
+	asm volatile("" : "+r"(side));
+	swap = (src ^ dst) & (0 - side);
 	src ^= swap;
 	dst ^= swap;
 	k->a = (__be32)(src >> 16);
@@ -20,40 +28,53 @@ static __always_inline __u32 flow_key4_make(struct flow_key4 *k, __be32 saddr, _
 	k->proto = proto;
 	k->zone = 0;
 	k->pad = 0;
-	return mask & 1;
+	return (__u32)side;
 }
 
-static __always_inline int flow_side6(const __be32 *s, const __be32 *d, __be16 sport, __be16 dport)
+/* What `a - b - less` borrows from the digit above. */
+static __always_inline __u64 flow_borrow(__u64 a, __u64 b, __u64 less)
 {
-	int i;
+	__u64 ret = ((~a & b) | (~(a ^ b) & (a - b - less))) >> 63;
 
-#pragma unroll
-	for (i = 0; i < 4; i++)
-		if (s[i] != d[i])
-			return s[i] > d[i];
-	return sport > dport;
+	asm volatile("" : "+r"(ret));
+	return ret;
+}
+
+/* Two words as one digit. */
+static __always_inline __u64 flow_pair(const __be32 *words)
+{
+	return (__u64)words[0] << 32 | words[1];
 }
 
 static __always_inline __u32 flow_key6_make(struct flow_key6 *k, const __be32 *saddr, const __be32 *daddr, __be16 sport,
 					    __be16 dport, __u8 proto)
 {
-	__u32 side = flow_side6(saddr, daddr, sport, dport);
+	__u32 mask, swap;
+	__u64 side;
+	int i;
 
-	if (side) {
-		__builtin_memcpy(k->a, daddr, 16);
-		__builtin_memcpy(k->b, saddr, 16);
-		k->ap = dport;
-		k->bp = sport;
-	} else {
-		__builtin_memcpy(k->a, saddr, 16);
-		__builtin_memcpy(k->b, daddr, 16);
-		k->ap = sport;
-		k->bp = dport;
-	}
+	__builtin_memcpy(k->a, saddr, 16);
+	__builtin_memcpy(k->b, daddr, 16);
+	k->ap = sport;
+	k->bp = dport;
 	k->proto = proto;
 	k->zone = 0;
 	k->pad = 0;
-	return side;
+	/* In the key and not in registers, of which there are too few. */
+	asm volatile("" : : "r"(k) : "memory");
+	side = flow_borrow(flow_pair(k->b + 2), flow_pair(k->a + 2), flow_borrow(k->bp, k->ap, 0));
+	side = flow_borrow(flow_pair(k->b), flow_pair(k->a), side);
+	mask = 0 - (__u32)side;
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		swap = (k->a[i] ^ k->b[i]) & mask;
+		k->a[i] ^= swap;
+		k->b[i] ^= swap;
+	}
+	swap = (k->ap ^ k->bp) & mask;
+	k->ap ^= swap;
+	k->bp ^= swap;
+	return (__u32)side;
 }
 
 /* `side` 0 or 1: who sent the packet. */
@@ -63,22 +84,23 @@ static __always_inline void flow_account(struct flow *h, __u32 side, __u32 bytes
 
 	if (h->last != now)
 		h->last = now;
-	if (side) {
-		__sync_fetch_and_add(&h->bytes[1], bytes);
-		__sync_fetch_and_add(&h->packets[1], 1);
-	} else {
-		__sync_fetch_and_add(&h->bytes[0], bytes);
-		__sync_fetch_and_add(&h->packets[0], 1);
-	}
+	__sync_fetch_and_add(&h->bytes[side & 1], bytes);
+	__sync_fetch_and_add(&h->packets[side & 1], 1);
+}
+
+/* Both of the entry's slots, that of direction 0 in the lower half. */
+static __always_inline __u32 flow_slots(const struct flow *h)
+{
+	return *(const volatile __u32 *)h->ep;
 }
 
 /* Slot that packets of the sender on `side` go to, and the slot they come from. */
 static __always_inline __u16 flow_to(const struct flow *h, __u32 side)
 {
-	return side ? h->ep[1] : h->ep[0];
+	return (__u16)(flow_slots(h) >> (side << 4));
 }
 
 static __always_inline __u16 flow_from(const struct flow *h, __u32 side)
 {
-	return side ? h->ep[0] : h->ep[1];
+	return (__u16)(flow_slots(h) >> ((side ^ 1) << 4));
 }

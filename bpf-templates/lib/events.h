@@ -6,7 +6,7 @@
 #include "metrics.h"
 
 enum {
-	EVENTS_WAKE = 64 * 1024, /* the reader is woken once for so many unread bytes; below it sweeps by time */
+	EVENTS_WAKE = 64 * 1024, /* the reader is woken once for so many bytes; below it sweeps by time */
 	EVENTS_HEADER = 8,	 /* of a record in the ring buffer */
 };
 
@@ -19,7 +19,7 @@ struct event_record {
 __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 {
 	struct event_record *r;
-	__u64 unread;
+	__u64 at;
 	__u32 cap;
 
 	if (!p)
@@ -29,6 +29,9 @@ __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 		metrics_count(REASON_EVENT_LOST, p->dir, ctx->len);
 		return 0;
 	}
+	/* Where the record is: the ring's pages follow each other. Read back from memory, as a pointer is not calculated with. */
+	WRITE_ONCE(r->e.time, (__u64)r);
+	at = READ_ONCE(r->e.time);
 	r->e.time = bpf_ktime_get_ns();
 	r->e.kind = (__u8)(what >> 8);
 	r->e.reason = (__u8)what;
@@ -54,10 +57,8 @@ __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 	if (bpf_skb_load_bytes(ctx, 0, r->payload, cap) < 0)
 		cap = 0;
 	r->e.cap = cap;
-	unread = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-	bpf_ringbuf_submit(r, unread >= EVENTS_WAKE && (unread & (EVENTS_WAKE - 1)) < sizeof(*r) + EVENTS_HEADER ?
-				      BPF_RB_FORCE_WAKEUP :
-				      BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(r, (at & (EVENTS_WAKE - 1)) < sizeof(*r) + EVENTS_HEADER ? BPF_RB_FORCE_WAKEUP :
+										      BPF_RB_NO_WAKEUP);
 	return 0;
 }
 
@@ -70,9 +71,17 @@ static __always_inline __u32 event_quiet(__u32 last, __u32 nth)
 	__u32 zero = 0, now = (__u32)bpf_jiffies64();
 	struct reporting *r = bpf_map_lookup_elem(&reporting, &zero);
 
-	if (!r || now / r->interval != last / r->interval)
+	if (!r || (now != last && now / r->interval != last / r->interval))
 		return 0;
 	return nth % r->sample ? EP_TRACE_FLOW | EP_TRACE_ALL : EP_TRACE_FLOW;
+}
+
+/* Where a packet goes that is delivered to `dst`, the row of `slot`. */
+static __always_inline __u8 trace_point(const struct endpoint *dst, __u32 slot)
+{
+	if (dst->flags & EP_STACK)
+		return slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
+	return dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;
 }
 
 /* Flags of both ends: what either wants reported. */

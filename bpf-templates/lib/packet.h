@@ -45,7 +45,17 @@ enum {
 enum {
 	CB_SLOT = 0, /* slot of the receiver; for the slow path that of the sending container */
 	CB_HOP = 1,  /* the packet is routed, so its hop count goes down */
-	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0 */
+	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; for a trace TRACE_CB_* */
+	CB_LAST = 3, /* for a trace: jiffies and number of its flow's packet before it */
+	CB_NTH = 4,
+};
+
+/* cb[CB_FROM] for a trace, by bits: FROM_*; the packet goes to who opened its flow; receive_own is to deliver it; slot of the sender. */
+enum {
+	TRACE_CB_FROM = 0xff,
+	TRACE_CB_REPLY = 8,
+	TRACE_CB_RECEIVE = 9,
+	TRACE_CB_SLOT = 16,
 };
 
 /* Who calls the slow path. */

@@ -7,7 +7,7 @@ use pilus_tests::outcome::Outcome;
 use pilus_tests::packet::Packet;
 use pilus_tests::scenario::each_build;
 use pilus_tests::wire::{ACK, FIN, RST, SYN};
-use pilus_tests::world::Who::{A, B, C};
+use pilus_tests::world::Who::{A, B, C, Host, World as Outside};
 use pilus_tests::world::{Family, IDLE, Who, World};
 
 fn traces(o: &Outcome) -> Vec<FlowState> {
@@ -119,6 +119,59 @@ fn every_event_is_there_or_counted_as_lost() {
             let (seen, lost) = (w.drain().len() as u64, lost() - before);
             assert!(seen > 1000 && lost > 1000, "{seen} seen, {lost} lost");
             assert_eq!(seen + lost, u64::from(packets));
+        }
+    });
+}
+
+/// Whoever watches cannot tell by which path a packet went: same event, same bytes, same counters, for every way and both sides.
+#[test]
+fn both_paths_report_alike() {
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            w.reset(EP_DROPS | EP_TRACE_ALL);
+            w.repolicy(A, |row| row.policy_in = POLICY_OPEN);
+            w.announce(Outside.ip(f), 1 << 24 | 7, SLOT_WORLD);
+            for (opener, other) in [(A, B), (A, C), (C, A), (Host, A), (A, Host), (A, Outside), (Outside, A)] {
+                let way =
+                    |there: bool| if there { (opener, f.ip(opener, other).udp(5, 53)) } else { (other, f.ip(other, opener).udp(53, 5)) };
+                for there in [true, false] {
+                    let (via, packet) = way(there);
+                    assert_eq!(w.send(via, packet).retval, 7, "{opener:?} {other:?} {there}");
+                }
+                for there in [true, false] {
+                    let send = |slow: u32| {
+                        Who::ALL.into_iter().for_each(|who| w.change(who, |row| row.flags = row.flags & !EP_REMOTE | slow));
+                        let (via, packet) = way(there);
+                        let mut o = w.send(via, packet);
+                        o.events.iter_mut().for_each(|e| e.event.time = 0);
+                        o
+                    };
+                    let (slow, fast) = (send(EP_REMOTE), send(0));
+                    assert_eq!(traces(&fast).len(), 1, "{fast}");
+                    assert_eq!(format!("{slow:?}"), format!("{fast:?}"), "{opener:?} {other:?} {there}\n{slow}\n{fast}");
+                }
+            }
+        }
+    });
+}
+
+/// The slow path would ask who has the receiver's address.
+#[test]
+fn watched_packets_take_the_fast_path() {
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            for flag in [EP_TRACE_ALL, EP_TRACE_FLOW] {
+                for to in [B, C] {
+                    w.reset(EP_DROPS | flag);
+                    w.reporting.put(&0, &Reporting { interval: 1, sample: 1 }).expect("reporting");
+                    told(w, A, f.ip(A, to).udp(5, 53), &[FlowState::New], "the first");
+                    told(w, to, f.ip(to, A).udp(53, 5), &[FlowState::Reply], "the answer");
+                    w.withdraw(to.ip(f));
+                    let last = w.jiffies().wrapping_sub(2);
+                    assert!(w.edit_flow(&f.ip(A, to).udp(5, 53), |h| Some(Flow { last, ..h })));
+                    told(w, A, f.ip(A, to).udp(5, 53), &[FlowState::Established], "by the fast path");
+                }
+            }
         }
     });
 }

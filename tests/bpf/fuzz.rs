@@ -244,8 +244,10 @@ impl<'a> Fuzz<'a> {
     /// `sabotage` changes the world, but not the model.
     fn episode(&mut self, seed: u64, episode: u64, packets: u64, sabotage: &dyn Fn(&World<'_>)) -> Result<(), String> {
         let mut random = Random::new(seed, episode);
-        let traced = episode % 2 == 1;
-        self.world.reset(if traced { EP_DROPS | EP_TRACE_ALL } else { EP_DROPS });
+        // By the fast path where it may, in silence and not; by the slow one alone.
+        let flags = EP_DROPS | [0, EP_TRACE_ALL, EP_TRACE_ALL | EP_REMOTE][(episode % 3) as usize];
+        let traced = flags & EP_TRACE_ALL != 0;
+        self.world.reset(flags);
         // Epochs of different rows are alike, as they may be.
         Who::ALL.into_iter().for_each(|who| self.world.change(who, |row| row.epoch = 3));
         let sets = [0; 3].map(|_| random.below(self.sets.len()));

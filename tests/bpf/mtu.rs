@@ -94,7 +94,7 @@ fn too_long_packets_are_answered() {
 fn bundles_stay_whole() {
     each_build(|world| {
         for (f, headers) in [(V4, 40), (Family::V6, 60)] {
-            for traced in [0, EP_TRACE_ALL] {
+            for traced in [0, EP_TRACE_ALL | EP_REMOTE] {
                 world.reset(EP_DROPS | traced);
                 assert_eq!(world.send(A, f.ip(A, B).tcp(40000, 80, SYN)).retval, TC_ACT_REDIRECT);
                 assert_eq!(world.send(B, f.ip(B, A).tcp(80, 40000, SYN | ACK)).retval, TC_ACT_REDIRECT);

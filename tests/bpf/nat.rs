@@ -111,7 +111,7 @@ fn is_the_nodes(world: &World<'_>, packet: Packet) {
 /// In both builds and families, with and without traces.
 fn each(test: impl Fn(&World<'_>, Family) + Sync) {
     each_build(|world| {
-        for (f, traced) in [(V4, 0), (V6, 0), (V4, EP_TRACE_ALL), (V6, EP_TRACE_ALL)] {
+        for (f, traced) in [(V4, 0), (V6, 0), (V4, EP_TRACE_ALL | EP_REMOTE), (V6, EP_TRACE_ALL | EP_REMOTE)] {
             world.reset(EP_DROPS | traced);
             world.masquerade();
             test(world, f);

@@ -43,7 +43,7 @@ fn down(from: Who, to: Who) -> Packet {
 
 fn each(test: impl Fn(&World<'_>) + Sync) {
     each_build_of(&Features::default().with("nat46", true), |world| {
-        for traced in [0, EP_TRACE_ALL] {
+        for traced in [0, EP_TRACE_ALL | EP_REMOTE] {
             world.reset(EP_DROPS | traced);
             let [a, b, c, _] = words(PREFIX.into());
             world.nat46.put(&0, &Nat46Range { prefix: [a, b, c], pad: 0 }).expect("nat46");

@@ -5,7 +5,7 @@ use crate::sandbox::Sandbox;
 use pilus_codegen::{Build, Clang, EndpointConfig, Features, NodeConfig, Rendered, Templates};
 use pilus_loader::collection::{Collection, LoadOptions};
 use pilus_loader::stages::Stages;
-use pilus_model::abi::STAGE_SLOW;
+use pilus_model::abi::STAGES_OF_SLOW;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +60,7 @@ pub fn slow(features: &Features) -> Arc<[u8]> {
 
 /// Loads an object whose rare stages are in `stages`. Panics with the verifier's words.
 pub fn load(sandbox: &Sandbox, stages: &Stages, elf: &[u8], name: &str) -> Collection {
-    let stage: &[_] = if name == "slow" { &[(STAGE_SLOW, "slow_path")] } else { &[] };
+    let stage: &[_] = if name == "slow" { STAGES_OF_SLOW } else { &[] };
     let options = LoadOptions { name, stages: Some(stages), stage, ..LoadOptions::default() };
     Collection::load(sandbox.fs(), elf, &options).unwrap_or_else(|e| match e {
         pilus_loader::Error::Load { log, .. } => panic!("the verifier refuses {name}:\n{log}"),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Scenarios as rows of a table: packets through a [`World`], and what each is to do.
 //!
-//! Every row runs for each of its families, with the shared and the own build, and with everything traced (so that each
-//! packet takes the slow path) and nothing traced (so that the fast path may): all must agree.
+//! Every row runs for each of its families, with the shared and the own build, and with everything traced or nothing, by the
+//! slow path alone or by the fast one where it may: all must agree.
 
 use crate::outcome::{Outcome, TC_ACT_REDIRECT, TC_ACT_SHOT};
 use crate::packet::Packet;
@@ -163,8 +163,9 @@ impl Scenario {
         })
     }
 
-    fn run(&self, world: &World<'_>, family: Family, traced: bool) -> Result<(), String> {
-        world.reset(if traced { EP_DROPS | EP_TRACE_ALL | EP_VERDICT } else { EP_DROPS });
+    fn run(&self, world: &World<'_>, family: Family, flags: u32) -> Result<(), String> {
+        world.reset(flags);
+        let traced = flags & EP_TRACE_ALL != 0;
         for (n, step) in self.steps.iter().enumerate() {
             match step {
                 Step::Do(f) => f(world, family),
@@ -321,10 +322,10 @@ pub fn run(table: fn() -> Vec<Scenario>) {
         let (failures, ran) = &mut *all;
         for scenario in table() {
             for family in scenario.families {
-                for traced in [true, false] {
+                let traced = EP_DROPS | EP_TRACE_ALL | EP_VERDICT;
+                for (mode, flags) in [("slow, traced", traced | EP_REMOTE), ("traced", traced), ("plain", EP_DROPS)] {
                     *ran += 1;
-                    if let Err(e) = scenario.run(world, *family, traced) {
-                        let mode = if traced { "traced" } else { "plain" };
+                    if let Err(e) = scenario.run(world, *family, flags) {
                         failures.push(format!("  {} ({family:?}, {}, {mode}) {e}", scenario.name, world.build.as_str()));
                     }
                 }

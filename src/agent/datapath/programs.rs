@@ -5,16 +5,13 @@ use pilus_api::types::ProgramModel;
 use pilus_codegen::{Build, BuildError, EmbeddedObject, Features, NodeConfig, ObjectCache, ObjectKey, Rendered, Templates, shape_key};
 use pilus_loader::collection::{Collection, LoadOptions, Program};
 use pilus_loader::{Error, bpffs::BpfFs, stages::Stages};
-use pilus_model::abi::STAGE_SLOW;
+use pilus_model::abi::STAGES_OF_SLOW;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
-
-/// The slow path's program, and its place among the stages.
-const SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path")];
 
 /// Objects of the default shapes, built with the project.
 pub fn embedded() -> Vec<EmbeddedObject> {
@@ -159,7 +156,7 @@ impl Programs {
         let Place { slow, shape } = self.place(key, slow_key).map_err(ProgramError::Load)?;
         // Nobody sees a program before the stages that it calls are there.
         let (stage, programs) = tokio::join!(
-            slow.programs.get_or_try_init(|| self.open_or_load(templates, &slow_path, Build::Shared, slow_key, &slow, SLOW)),
+            slow.programs.get_or_try_init(|| self.open_or_load(templates, &slow_path, Build::Shared, slow_key, &slow, STAGES_OF_SLOW)),
             shape.get_or_try_init(|| async {
                 let programs = self.open_or_load(templates, rendered, build, key, &slow, &[]).await?;
                 Ok(Arc::new(Shape { key, build, programs, slow: Arc::clone(&slow) }))

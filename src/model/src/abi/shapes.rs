@@ -10,8 +10,13 @@ c_consts! {
         STAGE_SLOTS = 4;
         /// Whatever the fast path leaves.
         STAGE_SLOW = 0;
+        /// Reports a packet that the fast path has sent on its way.
+        STAGE_TRACE = 1;
     }
 }
+
+/// The stages' programs, all of the slow path's object.
+pub const STAGES_OF_SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path"), (STAGE_TRACE, "trace")];
 
 c_consts! {
     /// Sizes and slots.
