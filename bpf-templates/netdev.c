@@ -1,28 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The host's own side. from_host sees, at the ingress of pilus_net, every packet
- * that the host's stack sends to containers; from_netdev every packet that a
- * device of the node receives, from_netdev_stack the same where the stack routes;
- * to_netdev every packet that leaves by a device.
+ * The host's own side. from_netdev sees every packet that a device of the node
+ * receives and, at the ingress of pilus_net, every packet that the host's stack
+ * sends to containers; from_netdev_stack what a device receives where the stack
+ * routes; to_netdev every packet that leaves by a device.
  */
 #define PILUS_CONFIG "netdev_config.h"
 #include "lib/config.h"
 #include "lib/fast.h"
 #include "lib/ipcache.h"
 #include "lib/stages.h"
-
-SEC("tc")
-int from_host(struct __sk_buff *ctx)
-{
-	int ret = fast_path(ctx, 0, 0, FROM_HOST);
-
-	if (ret == ACT_MISS)
-		return go_slow(ctx, FROM_HOST, SLOT_HOST, 0);
-	if (ret != ACT_RECEIVE)
-		return ret;
-	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
-	return go_slow(ctx, FROM_RECEIVE, ctx->cb[CB_SLOT], DROP_MISSED_TAIL_CALL);
-}
 
 /* Whether a packet is for this node's containers, or for an address of theirs that nobody has. */
 static __always_inline int is_for_containers(struct __sk_buff *ctx)
@@ -89,21 +76,36 @@ int to_netdev(struct __sk_buff *ctx)
 	return go_slow(ctx, TO_NETDEV, SLOT_WORLD, 0);
 }
 
+/* FROM_HOST or FROM_NETDEV. Without a branch, after which the verifier would look at the whole fast path twice. */
+static __always_inline __u32 netdev_origin(struct __sk_buff *ctx)
+{
+	__u32 other = ctx->ifindex ^ IFINDEX_NET;
+
+	other = (other | -other) >> 31;
+	asm volatile("" : "+r"(other));
+	return FROM_HOST + other * (FROM_NETDEV - FROM_HOST);
+}
+
 SEC("tc")
 int from_netdev(struct __sk_buff *ctx)
 {
-	int ret = fast_path(ctx, 0, 0, FROM_NETDEV);
+	__u32 from = netdev_origin(ctx), slot = SLOT_WORLD, reason = 0;
+	int ret = fast_path(ctx, 0, 0, (int)from);
 
-	/* The host's own traffic is none of ours. */
-	if (ret == ACT_MISS) {
-		if (is_for_containers(ctx))
-			return go_slow(ctx, FROM_NETDEV, SLOT_WORLD, 0);
-		return may_be_masked(ctx) ? go_slow(ctx, FROM_MASKED, SLOT_WORLD, 0) : TC_ACT_UNSPEC;
-	}
-	if (ret != ACT_RECEIVE)
+	if (ret == ACT_RECEIVE) {
+		slot = ctx->cb[CB_SLOT];
+		bpf_tail_call(ctx, &receive, slot);
+		from = FROM_RECEIVE;
+		reason = DROP_MISSED_TAIL_CALL;
+	} else if (ret != ACT_MISS) {
 		return ret;
-	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
-	return go_slow(ctx, FROM_RECEIVE, ctx->cb[CB_SLOT], DROP_MISSED_TAIL_CALL);
+	} else if (from == FROM_NETDEV && !is_for_containers(ctx)) {
+		/* The host's own traffic is none of ours. */
+		if (!may_be_masked(ctx))
+			return TC_ACT_UNSPEC;
+		from = FROM_MASKED;
+	}
+	return go_slow(ctx, from, slot, reason);
 }
 
 /* The kernel's clock of flow entries, for user space (run by BPF_PROG_TEST_RUN). */

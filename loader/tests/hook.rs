@@ -21,6 +21,7 @@ fn with_device(test: impl FnOnce(&BpfFs, &Collection, u32) + Send + 'static) {
         let index = block_on(async {
             let pair = LocalPair {
                 name: "a",
+                ifindex: None,
                 peer_name: "b",
                 mac: [2, 0, 0, 0, 0, 1],
                 peer_mac: [2, 0, 0, 0, 0, 2],

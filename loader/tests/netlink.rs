@@ -24,7 +24,7 @@ fn ip(s: &str) -> IpAddr {
 }
 
 async fn pair(nl: &Netlink, name: &str, peer: &str) -> (u32, u32) {
-    let spec = LocalPair { name, peer_name: peer, mac: MAC, peer_mac: PEER_MAC, mtu: 1500, noarp: true, no_autoconf: true };
+    let spec = LocalPair { name, ifindex: None, peer_name: peer, mac: MAC, peer_mac: PEER_MAC, mtu: 1500, noarp: true, no_autoconf: true };
     nl.create_veth_local(spec).await.unwrap()
 }
 
@@ -82,8 +82,22 @@ fn local_pair_and_its_settings() {
         assert_eq!((now.noarp, now.mtu, now.mac, now.up), (false, 1450, Some([2, 0, 0, 0, 0, 9]), true));
         nl.set_down(host).await.unwrap();
         assert!(!nl.link_by_index(host).await.unwrap().unwrap().up);
-        let again =
-            LocalPair { name: "other", peer_name: "pilus_net", mac: MAC, peer_mac: PEER_MAC, mtu: 1500, noarp: false, no_autoconf: false };
+        let again = LocalPair {
+            name: "other",
+            ifindex: None,
+            peer_name: "pilus_net",
+            mac: MAC,
+            peer_mac: PEER_MAC,
+            mtu: 1500,
+            noarp: false,
+            no_autoconf: false,
+        };
+        assert!(
+            matches!(nl.create_veth_local(LocalPair { ifindex: Some(host), peer_name: "x", ..again.clone() }).await, Err(Error::IndexTaken { index }) if index == host)
+        );
+        let (chosen, _) =
+            nl.create_veth_local(LocalPair { name: "chosen", ifindex: Some(65537), peer_name: "x", ..again.clone() }).await.unwrap();
+        assert_eq!((chosen, nl.link_by_name("chosen").await.unwrap().unwrap().index), (65537, 65537));
         assert!(matches!(nl.create_veth_local(again).await, Err(Error::NameTaken { name }) if name == "pilus_net"));
         assert!(nl.link_by_name("other").await.unwrap().is_none());
         assert_eq!(nl.set_up(99_999).await.unwrap_err().errno(), Some(libc::ENODEV));

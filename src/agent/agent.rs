@@ -387,7 +387,7 @@ impl Agent {
 
     /// Brings the host's own side up to a shape.
     pub async fn set_up_host(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
-        let program = shape.program("from_host").map_err(|e| StartError::Program(e.to_string()))?;
+        let program = shape.program("from_netdev").map_err(|e| StartError::Program(e.to_string()))?;
         self.host.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, program).await?;
         self.set_up_devices(fs, shape).await
     }

@@ -248,11 +248,7 @@ impl Send {
         }
         for e in &o.events {
             expect("length in event", e.payload.len(), (e.event.len as usize).min(EVENT_PAYLOAD as usize))?;
-            expect(
-                "interface in event",
-                e.event.ifindex,
-                self.ifindex.unwrap_or(if self.via.is_container() { self.via.ifindex() } else { 1 }),
-            )?;
+            expect("interface in event", e.event.ifindex, self.ifindex.unwrap_or_else(|| World::device_of(self.via)))?;
         }
         if let Some(dir) = self.dir {
             expect("directions", o.counts.keys().map(|k| k.1).collect::<Vec<_>>(), vec![dir])?;

@@ -81,6 +81,7 @@ impl<'a> World<'a> {
             containers.push((who, objects::load(sandbox, &stages, &elf, "container")));
             sandbox.device(&format!("t{}", who.slot()), who.ifindex(), who.host_mac(), None).expect("a device");
         }
+        sandbox.device("net", IFINDEX_NET, Who::Host.host_mac(), None).expect("a device");
         let netdev = objects::load(sandbox, &stages, &objects::netdev(features), "netdev");
         let percpu = |name| PercpuMap::open(sandbox.fs(), name).expect(name);
         let world = World {
@@ -218,13 +219,9 @@ impl<'a> World<'a> {
         object.programs.iter().find(|p| p.name == name).expect(name)
     }
 
-    /// What packets of `via` meet first: those of the world come in by a device of the node, unless the host's stack sends them.
+    /// What packets of `via` meet first.
     pub fn entry(&self, via: Who) -> &Program {
-        match via {
-            Who::World => self.of_device("from_netdev"),
-            Who::Host => self.of_device("from_host"),
-            container => self.program(container, "from_container"),
-        }
+        if via.is_container() { self.program(via, "from_container") } else { self.of_device("from_netdev") }
     }
 
     /// One of the programs of the node's own devices.
@@ -239,9 +236,18 @@ impl<'a> World<'a> {
         ctx
     }
 
+    /// The device by which packets of `via` come: those of the world by one of the node, unless the host's stack sends them.
+    pub fn device_of(via: Who) -> u32 {
+        match via {
+            Who::Host => IFINDEX_NET,
+            Who::World => OUTER,
+            container => container.ifindex(),
+        }
+    }
+
     /// The context of packets that `via` sends.
     pub fn context_of(via: Who) -> [u8; 192] {
-        Self::context(if via.is_container() { via.ifindex() } else { OUTER })
+        Self::context(Self::device_of(via))
     }
 
     /// Completes the Ethernet header as the sender would, where the row left it open.

@@ -58,6 +58,8 @@ pub struct VethSpec<'a> {
 #[derive(Clone, Debug)]
 pub struct LocalPair<'a> {
     pub name: &'a str,
+    /// Index of the first end; the kernel chooses when None.
+    pub ifindex: Option<u32>,
     pub peer_name: &'a str,
     pub mac: [u8; 6],
     pub peer_mac: [u8; 6],
@@ -155,9 +157,10 @@ impl Netlink {
 
     /// Makes a veth pair with both ends here, both down, and returns their indexes.
     pub async fn create_veth_local(&self, pair: LocalPair<'_>) -> Result<(u32, u32)> {
-        let ours = end(pair.name, pair.mac, pair.mtu);
+        let mut ours = end(pair.name, pair.mac, pair.mtu);
+        ours.header.index = pair.ifindex.unwrap_or(0);
         let peer = end(pair.peer_name, pair.peer_mac, pair.mtu);
-        self.create(veth(ours, peer), pair.name, None, pair.peer_name, true).await?;
+        self.create(veth(ours, peer), pair.name, pair.ifindex, pair.peer_name, true).await?;
         let index = self.index_of(pair.name).await?;
         let finished = async {
             let peer = self.index_of(pair.peer_name).await?;

@@ -29,19 +29,19 @@ pub struct HostSide {
 }
 
 impl HostSide {
-    /// Makes what is missing and swaps in `from_host`. Idempotent; nothing that carries traffic is taken away first.
+    /// Makes what is missing and swaps in `from_netdev`. Idempotent; nothing that carries traffic is taken away first.
     pub async fn set_up(
         &self,
         fs: &BpfFs,
         tables: &Tables,
         rows: &RowWriter,
         netlink: &Netlink,
-        from_host: &Program,
+        from_netdev: &Program,
     ) -> Result<u32, Error> {
         let (host, net, mac) = self.devices(netlink).await?;
         self.rows(tables, rows, host, mac)?;
         let pin = fs.links().join(HOST_PIN);
-        attach(Hook { pin: &pin, ifindex: net, dir: Dir::Ingress, ours: true }, from_host, self.attach_mode, self.tcx)?;
+        attach(Hook { pin: &pin, ifindex: net, dir: Dir::Ingress, ours: true }, from_netdev, self.attach_mode, self.tcx)?;
         netlink.set_up(net).await?;
         netlink.set_up(host).await?;
         netlink.add_address(host, IpAddr::V6(self.router_v6), 128, true).await?;
@@ -62,7 +62,7 @@ impl HostSide {
     /// pair), and they must not look like another host's at the far end.
     async fn devices(&self, netlink: &Netlink) -> Result<(u32, u32, [u8; 6]), Error> {
         if let (Some(host), Some(net)) = (netlink.link_by_name(HOST_DEVICE).await?, netlink.link_by_name(NET_DEVICE).await?) {
-            if host.peer_index == Some(net.index) && host.noarp && host.mac == net.mac {
+            if host.peer_index == Some(net.index) && net.index == IFINDEX_NET && host.noarp && host.mac == net.mac {
                 for link in [&host, &net] {
                     if link.mtu != u32::from(self.mtu) {
                         netlink.set_mtu(link.index, u32::from(self.mtu)).await?;
@@ -75,15 +75,16 @@ impl HostSide {
         let mut mac: [u8; 6] = rand::random();
         mac[0] = (mac[0] & 0xfc) | 0x02;
         let pair = LocalPair {
-            name: HOST_DEVICE,
-            peer_name: NET_DEVICE,
+            name: NET_DEVICE,
+            ifindex: Some(IFINDEX_NET),
+            peer_name: HOST_DEVICE,
             mac,
             peer_mac: mac,
             mtu: u32::from(self.mtu),
             noarp: true,
             no_autoconf: true,
         };
-        let (host, net) = netlink.create_veth_local(pair).await?;
+        let (net, host) = netlink.create_veth_local(pair).await?;
         Ok((host, net, mac))
     }
 

@@ -77,8 +77,16 @@ fn a_taken_interface_name_leaves_nothing() {
     let container = Container::new("web").expect("container");
     container.run(|| {
         netlink(async |n| {
-            let pair =
-                LocalPair { name: "eth0", peer_name: "far", mac: [2; 6], peer_mac: [6; 6], mtu: 1500, noarp: false, no_autoconf: true };
+            let pair = LocalPair {
+                name: "eth0",
+                ifindex: None,
+                peer_name: "far",
+                mac: [2; 6],
+                peer_mac: [6; 6],
+                mtu: 1500,
+                noarp: false,
+                no_autoconf: true,
+            };
             n.create_veth_local(pair).await.expect("veth");
         });
     });
