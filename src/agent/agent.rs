@@ -97,8 +97,8 @@ pub struct Agent {
     pub api_stats: ApiStats,
     pub netlink: Netlink,
     pub host: HostSide,
-    /// The node's own devices; changed by one at a time.
-    pub devices: tokio::sync::Mutex<Devices>,
+    /// The node's own devices; changed by one at a time. None: everything is being removed, and nothing comes any more.
+    pub devices: tokio::sync::Mutex<Option<Devices>>,
     pub kernel: (u32, u32),
     pub v6_range: Prefix<Ipv6Addr>,
     pub v4_range: Prefix<Ipv4Addr>,
@@ -306,7 +306,7 @@ impl Agent {
             api_stats: ApiStats::default(),
             netlink,
             host,
-            devices: tokio::sync::Mutex::new(devices),
+            devices: tokio::sync::Mutex::new(Some(devices)),
             kernel: kernel.kernel,
             v6_range,
             v4_range,
@@ -388,18 +388,19 @@ impl Agent {
     /// Brings the host's own side up to a shape.
     pub async fn set_up_host(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
         let program = shape.program("from_netdev").map_err(|e| StartError::Program(e.to_string()))?;
+        let devices = self.devices.lock().await;
+        let Some(devices) = &*devices else { return Ok(()) };
         self.host.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, program).await?;
-        self.set_up_devices(fs, shape).await
+        self.set_up_devices(devices, fs, shape).await
     }
 
-    async fn set_up_devices(&self, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
+    async fn set_up_devices(&self, devices: &Devices, fs: &BpfFs, shape: &Shape) -> Result<(), StartError> {
         let program = |name| shape.program(name).map_err(|e| StartError::Program(e.to_string()));
         let programs = DevicePrograms {
             from_netdev: program("from_netdev")?,
             from_netdev_stack: program("from_netdev_stack")?,
             to_netdev: program("to_netdev")?,
         };
-        let devices = self.devices.lock().await;
         let names = devices.set_up(fs, &self.tables, &self.endpoints.rows, &self.netlink, programs).await?;
         tracing::debug!(?names, "devices");
         Ok(())
@@ -408,8 +409,9 @@ impl Agent {
     /// Devices, addresses or routes of the node changed: flows with the world follow.
     async fn devices_changed(&self) -> Result<(), String> {
         let shape = self.host_shape(&self.templates.current()).await?;
-        self.set_up_devices(&self.endpoints.fs, &shape).await.map_err(|e| e.to_string())?;
-        let _devices = self.devices.lock().await;
+        let devices = self.devices.lock().await;
+        let Some(devices) = &*devices else { return Ok(()) };
+        self.set_up_devices(devices, &self.endpoints.fs, &shape).await.map_err(|e| e.to_string())?;
         renew(&self.tables, &self.endpoints.rows).map_err(|e| e.to_string())
     }
 

@@ -54,6 +54,29 @@ impl Status {
 
 pub type Statuses<K> = watch::Receiver<Arc<BTreeMap<K, Status>>>;
 
+/// Waits until the world has every key that `table` has, and no other, and each was tried as of the revision of now. What
+/// changes meanwhile is waited for too: the keys of now may never be all of them at once.
+pub async fn caught_up<K: Ord + Clone, V>(mut table: Reader<K, V>, mut statuses: Statuses<K>) {
+    let now = table.take().revision;
+    loop {
+        let wanted = table.take();
+        let there = Arc::clone(&statuses.borrow_and_update());
+        // Both are in order.
+        let same = there.iter().zip(wanted.rows.keys()).all(|((key, status), want)| key == want && status.tried(now));
+        if same && there.len() == wanted.rows.len() {
+            return;
+        }
+        // Either ends with the agent.
+        let more = tokio::select! {
+            more = table.changed() => more,
+            more = statuses.changed() => more.is_ok(),
+        };
+        if !more {
+            return;
+        }
+    }
+}
+
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 const LAST_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -359,6 +382,34 @@ mod tests {
         let first = status.wait_for(|s| s.get(&1).is_some_and(|s| *s != Status::Begun)).await.expect("driven").clone();
         assert_eq!(first.get(&1), Some(&Status::Done(revision)), "the failure is shown");
         assert_eq!(fake.rows(), [(1, 11)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_meanwhile_is_waited_for_too() {
+        let fake = Arc::new(Fake::default());
+        let (mut writer, status) = start(&fake);
+        writer.upsert(1, 10);
+        caught_up(writer.reader(), status.clone()).await;
+        assert_eq!(fake.rows(), [(1, 10)]);
+        // The row of the moment at which the wait begins goes before it is there.
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        *fake.gate.lock().expect("lock") = Some(Arc::clone(&gate));
+        writer.upsert(2, 20);
+        let waiting = tokio::spawn(caught_up(writer.reader(), status.clone()));
+        while fake.calls.lock().expect("lock").len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        writer.remove(&2);
+        writer.upsert(3, 30);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        gate.add_permits(10);
+        tokio::time::timeout(LAST_BACKOFF, waiting).await.expect("an end").expect("no panic");
+        assert_eq!(fake.rows(), [(1, 10), (3, 30)]);
+        // What cannot be done is not waited for.
+        writer.upsert(4, 40);
+        fake.failures.lock().expect("lock").insert(4, 1000);
+        caught_up(writer.reader(), status).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a request waits for an endpoint to be realised: longer than the compiler may take.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// RFC 8200, section 5.
 const MIN_MTU: u16 = 1280;
 /// The label of a container whose labels are not known yet.
@@ -366,6 +366,9 @@ pub async fn add(
     let add = parse(&id, request)?;
     // A path that is no namespace is the caller's mistake: say so before anything is allocated.
     check_netns(&add.netns)?;
+    if agent.devices.lock().await.is_none() {
+        return Err(Failure::failed("everything is being removed from this node; start the agent again"));
+    }
     let accepted = ask(&agent, |reply| Event::Add(add, reply)).await?;
     let mut done = persisted(&agent, |p| p.endpoints >= accepted.revision).await;
     if done.is_ok() && wait.wait.unwrap_or(true) {

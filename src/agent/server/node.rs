@@ -236,6 +236,8 @@ pub async fn cleanup(State(agent): State<App>, Query(c): Query<Confirm>) -> Resu
     if c.confirm != Some(true) {
         return Err(Failure::invalid("confirm", "disconnects every container of this node; say confirm=true"));
     }
+    // What is removed does not come back because something else changed.
+    drop(agent.devices.lock().await.take());
     let ids: Vec<_> = agent.readers.endpoints.snapshot().rows.keys().copied().collect();
     let mut lines = Vec::new();
     for id in &ids {

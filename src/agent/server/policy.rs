@@ -6,6 +6,7 @@ use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
 use crate::control::Event;
+use crate::reconcile::caught_up;
 use crate::state::RuleSet;
 use axum::Json;
 use axum::extract::{Query, State};
@@ -132,14 +133,7 @@ fn waiting(agent: &Agent, revision: u64) -> Vec<String> {
 
 /// Waits until the kernel has every address and prefix that is known now, and no other.
 pub async fn addresses_told_apart(agent: &Agent) {
-    let wanted = agent.readers.ipcache.snapshot();
-    let mut statuses = agent.ipcache_status.clone();
-    let done = statuses.wait_for(|s| {
-        // Both are in order.
-        s.len() == wanted.rows.len() && s.iter().zip(wanted.rows.keys()).all(|((k, s), want)| k == want && s.tried(wanted.revision))
-    });
-    // It ends with the agent.
-    let _ = done.await;
+    caught_up(agent.readers.ipcache.clone(), agent.ipcache_status.clone()).await;
 }
 
 pub async fn wait(State(agent): State<App>, Query(want): Query<WaitFor>) -> Result<Json<PolicyWait>, Failure> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/service` and `/v1/node`: what rules refer to by name.
 
-use super::endpoint::rows_written;
+use super::endpoint::{PATIENCE, rows_written};
 use super::policy::addresses_told_apart;
 use super::preview::ranges;
 use super::{App, Body, Failure, ask, persisted};
@@ -84,9 +84,13 @@ fn service(request: ServiceRequest) -> Result<Service, Failure> {
 /// Waits until the disk has a change, and the kernel what follows from it.
 async fn in_force<T>(agent: &Agent, known: &Known<T>, kept: impl Fn(&crate::persist::Persisted) -> bool) -> Result<(), Failure> {
     persisted(agent, kept).await?;
-    rows_written(agent, known.endpoints).await?;
-    addresses_told_apart(agent).await;
-    Ok(())
+    let written = async {
+        rows_written(agent, known.endpoints).await?;
+        addresses_told_apart(agent).await;
+        Ok(())
+    };
+    let late = |_| Failure::timeout(format!("the kernel has not all of it after {PATIENCE:?}: nothing is changed; see `pilus status`"));
+    tokio::time::timeout(PATIENCE, written).await.map_err(late)?
 }
 
 async fn set_service(agent: &App, name: ServiceName, service: Option<Service>) -> Result<Known<Service>, Failure> {

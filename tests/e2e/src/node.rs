@@ -48,6 +48,21 @@ pub struct Node {
     agent_program: Option<PathBuf>,
 }
 
+/// Longer than any request to the agent may take: what hangs is told, and does not hold up every other test.
+const FOREVER: Duration = Duration::from_secs(300);
+
+/// What a program said when it ends. One that does not is killed.
+fn ended(child: Child, what: &str) -> Result<std::process::Output> {
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    let (sender, output) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    if let Ok(output) = output.recv_timeout(FOREVER) {
+        return Ok(output?);
+    }
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+    bail!("{what}: it does not end")
+}
+
 /// A program of this build: beside the running one, or one directory up (tests).
 pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("own path");
@@ -223,7 +238,9 @@ impl Node {
 
     /// Runs the client program: exit code, output, errors.
     pub fn pilus(&self, args: &[&str]) -> Result<(i32, String, String)> {
-        let output = command("pilus").arg("--socket").arg(self.socket()).args(args).stdin(Stdio::null()).output()?;
+        let mut command = command("pilus");
+        command.arg("--socket").arg(self.socket()).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = ended(command.spawn()?, &format!("pilus {}", args.join(" ")))?;
         let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
         Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
     }
@@ -238,15 +255,15 @@ impl Node {
 
     /// SIGTERM, and its exit code.
     pub fn stop_agent(&mut self) -> Result<i32> {
-        let mut child = self.agent.take().context("no agent runs")?;
+        let child = self.agent.take().context("no agent runs")?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)?;
-        Ok(child.wait()?.code().unwrap_or(-1))
+        Ok(ended(child, "the agent after SIGTERM")?.status.code().unwrap_or(-1))
     }
 
     /// The exit code of an agent that ends by itself.
     pub fn wait_agent(&mut self) -> Result<i32> {
-        let mut child = self.agent.take().context("no agent runs")?;
-        Ok(child.wait()?.code().unwrap_or(-1))
+        let child = self.agent.take().context("no agent runs")?;
+        Ok(ended(child, "the agent")?.status.code().unwrap_or(-1))
     }
 
     pub fn agent_pid(&self) -> Option<u32> {
@@ -254,7 +271,7 @@ impl Node {
     }
 
     pub fn client(&self) -> Client {
-        Client::new(self.socket())
+        Client::new(self.socket()).with_timeout(FOREVER)
     }
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
@@ -433,15 +450,15 @@ impl Events<'_> {
     /// The next event that `wanted` accepts; others are passed over.
     pub fn wait(&mut self, what: &str, wanted: impl Fn(&FlowEvent) -> bool) -> Result<FlowEvent> {
         let flows = &mut self.flows;
-        self.node.block_on(async {
+        let looked = async {
             loop {
-                let next = tokio::time::timeout(PATIENCE, flows.next()).await;
-                let event = next.with_context(|| format!("no event: {what}"))??.context("the stream ended")?;
+                let event = flows.next().await?.context("the stream ended")?;
                 if wanted(&event) {
                     return Ok(event);
                 }
             }
-        })
+        };
+        self.node.block_on(async { tokio::time::timeout(PATIENCE, looked).await }).with_context(|| format!("no event: {what}"))?
     }
 
     /// An event that is there, or comes at once.

@@ -33,10 +33,10 @@ c_consts! {
         SLOT_FIRST = 256;
         /// First row of remote nodes (one past the last container).
         SLOT_NODES = 32768;
-        /// Interface index of a container's host side = this + its slot.
-        IFINDEX_BASE = 65536;
+        /// Interface index of a container's host side = this + its slot: far above what the kernel counts up to by itself.
+        IFINDEX_BASE = 0x4000_0000;
         /// Interface index of `pilus_net`, by which programs know it: that of the host's slot.
-        IFINDEX_NET = 65537;
+        IFINDEX_NET = 0x4000_0001;
         /// `policy_in`/`policy_out` of a row that was never given a policy: everything is denied.
         POLICY_NONE = 0;
         /// A policy that allows everything, in that direction, without a look-up.
