@@ -162,6 +162,8 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 		return flow_seen(h, p, ctx->len);
 	}
 
+	if (p->proto == IPPROTO_TCP && !syn)
+		metrics_count(REASON_NO_FLOW, p->dir, ctx->len);
 	ret = judge(ctx, p, 0);
 	if (syn && same && h) {
 		/* The opener's own SYN decides anew; a stranger's SYN does not touch a live flow. */

@@ -10,7 +10,7 @@ use axum::routing::get;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use pilus_api::types::MetricModel;
-use pilus_model::abi::{Counter, DIR_EGRESS, DropReason, REASON_EVENT_LOST};
+use pilus_model::abi::{Counter, DIR_EGRESS, DropReason, REASON_EVENT_LOST, REASON_NO_FLOW};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -175,10 +175,12 @@ fn packets(agent: &Agent, to: &mut Families) -> Result<(), pilus_loader::Error> 
     let [p, b] = dropped;
     to.counter("pilus_dropped_packets", "Packets dropped by reason, as seen from the container", p);
     to.counter("pilus_dropped_bytes", "Bytes dropped by reason, as seen from the container", b);
-    let insert = usize::from(DropReason::FlowInsertFailed.raw());
-    let failed: f64 = (0..2).filter_map(|dir| all.get(insert << 1 | dir)).map(|cpus| sum(cpus).0).sum();
+    let both = |reason: u32| -> f64 { (0..2).filter_map(|dir| all.get((reason << 1) as usize | dir)).map(|cpus| sum(cpus).0).sum() };
+    let failed = both(u32::from(DropReason::FlowInsertFailed.raw()));
     to.counter("pilus_flow_insert_failures", "Packets dropped because the flow table took no new entry", one(failed));
-    let lost: f64 = (0..2).filter_map(|dir| all.get((REASON_EVENT_LOST << 1) as usize | dir)).map(|cpus| sum(cpus).0).sum();
+    let homeless = "TCP packets that open no connection and belong to none of the flow table, allowed or not";
+    to.counter("pilus_tcp_packets_without_flow", homeless, one(both(REASON_NO_FLOW)));
+    let lost = both(REASON_EVENT_LOST);
     let slow = agent.monitor.lost_by_listeners() as f64;
     let at = |place: &str| vec![("where", place.to_owned())];
     to.counter(

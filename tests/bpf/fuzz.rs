@@ -296,6 +296,9 @@ impl<'a> Fuzz<'a> {
                 *moved.entry((index >> 1) as u8).or_default() += by;
             }
         }
+        if model.without_flow > 0 {
+            counted.insert(REASON_NO_FLOW as u8, model.without_flow);
+        }
         let tell = |e| format!("{e}\n  PILUS_FUZZ_SEED={seed:#x} PILUS_FUZZ_EPISODE={episode}, {}", self.world.build.as_str());
         expect("counters by reason", &moved, &counted).map_err(tell)?;
         expect("entries of both flow tables", &self.world.flows(), &model.flows.len()).map_err(tell)

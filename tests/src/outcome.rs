@@ -60,6 +60,8 @@ pub struct Outcome {
     pub events: Vec<Seen>,
     /// Counters that moved, by how much.
     pub counts: Counts,
+    /// Packets counted for having no flow, which are counted for what became of them as well.
+    pub without_flow: u64,
 }
 
 impl Outcome {

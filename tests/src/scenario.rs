@@ -233,6 +233,10 @@ impl Send {
                     _ => TracePoint::ToEndpoint,
                 };
                 self.traces(o, traced, point, *state)?;
+                if let FlowWant::Is { flags, .. } = &self.flow {
+                    let taken_up = flags & FLOW_MIDSTREAM != 0 && *state == FlowState::New;
+                    expect("packets without a flow", o.without_flow, u64::from(taken_up))?;
+                }
                 if traced {
                     let e = &o.of_kind(EventKind::Trace).next().expect("compared").event;
                     expect("receiver", u32::from(e.dst_slot), to.slot())?;

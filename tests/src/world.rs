@@ -285,9 +285,10 @@ impl<'a> World<'a> {
             let now = counts.entry(key).or_default();
             *now = (now.0 - packets, now.1 - bytes);
         }
+        let without_flow = (0..2).filter_map(|dir| counts.remove(&(REASON_NO_FLOW as u8, dir))).map(|(packets, _)| packets).sum();
         counts.retain(|_, v| *v != (0, 0));
         let mark = run.ctx_out.map_or(0, |c| u32::from_ne_bytes([c[8], c[9], c[10], c[11]]));
-        Outcome { retval: run.retval, out: run.data_out, mark, events: self.drain(), counts }
+        Outcome { retval: run.retval, out: run.data_out, mark, events: self.drain(), counts, without_flow }
     }
 
     /// Sends a packet.

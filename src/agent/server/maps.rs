@@ -155,6 +155,7 @@ fn table(agent: &Agent, name: &str) -> Result<Option<MapModel>, pilus_loader::Er
                     let reason = match (i >> 1) as u32 {
                         0 => "Forwarded".to_owned(),
                         REASON_EVENT_LOST => "Event lost".to_owned(),
+                        REASON_NO_FLOW => "TCP without a flow".to_owned(),
                         r => DropReason::from_raw(r as u8).map_or_else(|| r.to_string(), |d| d.text().to_owned()),
                     };
                     let dir = if i & 1 == 0 { "egress" } else { "ingress" };

@@ -89,6 +89,8 @@ pub struct Model {
     /// Of A, B and C.
     pub policies: [Arc<EndpointPolicy>; 3],
     pub flows: BTreeMap<Key, FlowModel>,
+    /// TCP packets that opened nothing and found no flow.
+    pub without_flow: u64,
     frags: BTreeMap<FragKey, (u8, u16, u16, u16)>,
     epochs: [u32; 3],
 }
@@ -219,7 +221,7 @@ struct Question {
 
 impl Model {
     pub fn new(policies: [Arc<EndpointPolicy>; 3]) -> Self {
-        Self { policies, flows: BTreeMap::new(), frags: BTreeMap::new(), epochs: [0; 3] }
+        Self { policies, flows: BTreeMap::new(), without_flow: 0, frags: BTreeMap::new(), epochs: [0; 3] }
     }
 
     /// Another policy, which also makes flows be judged anew.
@@ -536,6 +538,7 @@ impl Model {
             self.flows.insert(p.key(), h);
             return if denied { Err(Revoked) } else { Ok(if opens(&h) { Established } else { Reply }) };
         }
+        self.without_flow += u64::from(p.proto == TCP && !syn);
         let judged = judge(self, false);
         if let Some(mut h) = old {
             let closing = h.flags & FLOW_RST != 0 || h.flags & (FLOW_FIN_A | FLOW_FIN_B) == FLOW_FIN_A | FLOW_FIN_B;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The flow table as people see it, and what leaves it.
 
-use crate::support::{Talk, until};
+use crate::support::{Talk, policy, until};
 use pilus_api::types::FlowEntry;
 use pilus_e2e::container::PATIENCE;
 use pilus_e2e::icmp::{Raw, echo_types};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 fn node(args: &[&str]) -> Node {
@@ -177,6 +178,100 @@ fn every_kind_of_flow_expires_by_its_own_option() {
     let config = node.block_on(node.client().config()).expect("config");
     assert_eq!(config.options["flow-timeout-udp"], "100000", "all or nothing");
     drop(held);
+}
+
+/// Three times as many flows in use as the table has room for. Whatever the kernel evicts: who may talk is answered, who may not
+/// is not, and only what nobody but a live connection admits can break.
+#[test]
+fn too_many_flows_break_no_verdict() {
+    const ENTRIES: usize = 4096;
+    let node = node(&["--flow-table-size", &ENTRIES.to_string()]);
+    let web = node.add("web", &["app=web"]).expect("web");
+    let client = node.add("client", &["app=client"]).expect("client");
+    node.import(&policy(
+        "p",
+        "  endpointSelector: {matchLabels: {app: web}}\n  ingress:\n  - fromEndpoints: [{matchLabels: {app: client}}]\n    toPorts: [{ports: \
+         [{port: \"8000\", endPort: 8999, protocol: ANY}]}]\n  egress:\n  - {}\n",
+    ))
+    .expect("policy");
+    let numbers = |count: usize| (0..count).map(|n| n as u16);
+    for family in Family::BOTH {
+        let without = || metric(&node, "pilus_tcp_packets_without_flow_total");
+        let before = without();
+        let mut streams: Vec<Talk> = numbers(64).map(|n| Talk::tcp(&client, &web, family, 8800 + n)).collect();
+        streams.iter_mut().for_each(|t| t.exchange(1).expect("exchange"));
+        assert_eq!(without(), before, "{family:?}: each has an entry");
+        let far: Vec<_> = numbers(96).map(|n| web.udp(family, 8000 + n).expect("bind")).collect();
+        let shut = web.udp(family, 9000).expect("bind");
+        let near: Vec<_> = numbers(3 * ENTRIES / 96).map(|_| client.udp(family, 0).expect("bind")).collect();
+        let mut buffer = [0; 16];
+        // Twice: what was evicted is judged anew.
+        for turn in [1, 2] {
+            for (n, socket) in near.iter().enumerate() {
+                for (m, peer) in far.iter().enumerate() {
+                    let what = [turn, n as u8, m as u8];
+                    socket.send_to(&what, peer.local_addr().expect("address")).expect("send");
+                    let (len, from) = peer.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{family:?} {what:?}: {e}"));
+                    assert_eq!((&buffer[..len], from.port()), (&what[..], socket.local_addr().expect("address").port()));
+                    peer.send_to(&what, from).expect("answer");
+                    let len = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{family:?} answer to {what:?}: {e}"));
+                    assert_eq!(buffer[..len], what);
+                }
+                socket.send_to(b"no", SocketAddr::new(web.ip(family), 9000)).expect("send");
+            }
+        }
+        // What the client may open goes on, whether or not its entry is there. What comes from the server first cannot.
+        let (asked, told) = streams.split_at_mut(32);
+        asked.iter_mut().for_each(|t| t.exchange(2).expect("an evicted connection goes on"));
+        let evicted = without() - before;
+        for talk in told.iter_mut() {
+            let Talk::Tcp(_, far) = talk else { unreachable!() };
+            far.write_all(b"late").expect("write");
+        }
+        let answers = |m: usize| near.iter().map(move |s| (m, s.local_addr().expect("address")));
+        let stale: Vec<_> = (0..far.len()).flat_map(answers).collect();
+        for (m, to) in &stale {
+            // The sender is told of a drop by nothing, or by an error of its own stack.
+            let _ = far[*m].send_to(b"late", to);
+        }
+        // Behind all of these.
+        Talk::udp(&client, &web, family, 8700).exchange(3).expect("exchange");
+        let broken = told.iter().filter(|t| !has_come(t)).count();
+        let heard: usize = near.iter().map(|s| drain(s)).sum();
+        println!(
+            "{family:?}: {ENTRIES} entries, {} flows: {evicted} of {} idle TCP connections evicted; of those whose server spoke first {broken} of {} \
+             broken; {} of {} late answers dropped",
+            stale.len() + 64,
+            asked.len(),
+            told.len(),
+            stale.len() - heard,
+            stale.len()
+        );
+        assert!((1..=ENTRIES).contains(&heard), "{family:?}: {heard} late answers came by {ENTRIES} entries");
+        assert_eq!(drain(&shut), 0, "{family:?}: what is denied came");
+        node.block_on(node.client().flush_flow_table(None)).expect("flush");
+        let before = without();
+        asked.iter_mut().for_each(|t| t.exchange(4).expect("a forgotten connection goes on"));
+        assert!(without() - before >= asked.len() as f64, "{family:?}: connections without an entry are counted");
+    }
+}
+
+/// Datagrams that wait to be read.
+fn drain(socket: &UdpSocket) -> usize {
+    socket.set_nonblocking(true).expect("socket");
+    std::iter::from_fn(|| socket.recv(&mut [0; 16]).ok()).count()
+}
+
+/// Whether what the server said has come.
+fn has_come(talk: &Talk) -> bool {
+    let Talk::Tcp(near, _) = talk else { unreachable!() };
+    near.set_nonblocking(true).expect("socket");
+    near.peek(&mut [0]).is_ok_and(|n| n > 0)
+}
+
+fn metric(node: &Node, name: &str) -> f64 {
+    let all = node.block_on(node.client().metrics()).expect("metrics");
+    all.iter().find(|m| m.name == name).unwrap_or_else(|| panic!("no {name}")).value
 }
 
 /// Three fifths of the table are flows in use; connections that come and go would fill it more than twice over. The keeper

@@ -109,6 +109,7 @@ fn prometheus_reads_what_happened() {
         ("pilus_api_request_duration_seconds_count{method=\"PUT\",route=\"/v1/endpoint/{id}\",code=\"201\"}", 2.0),
         ("pilus_objects_total{from=\"build\"}", 0.0),
         ("pilus_flow_insert_failures_total", 0.0),
+        ("pilus_tcp_packets_without_flow_total", 0.0),
         ("pilus_events_lost_total{where=\"buffer\"}", 0.0),
     ] {
         assert_eq!(now.get(key), Some(&value), "{key} in {text}");

@@ -39,7 +39,7 @@ fn normal(text: &str) -> String {
         (r"(shapeKey: )[0-9a-f]+", "${1}0123456789abcdef"),
         (r"((?:[0-9a-f]*:){2,}[0-9a-f]+|\d+\.\d+\.\d+\.\d+)(\]?[.: ])[3-6]\d{4}\b", "${1}${2}40000"),
         (r"\b(seq|ack|win|wscale) \d+", "${1} 7"),
-        (r"eth0@if\d+", "eth0@if65792"),
+        (r"eth0@if\d+", "eth0@if655360256"),
         (r"REASON +DIRECTION +PACKETS", "REASON     DIRECTION  PACKETS"),
         (r"Forwarded +egress +\d+ +\d+", "Forwarded  egress     12       1240"),
         (r"Forwarded +ingress +\d+ +\d+", "Forwarded  ingress    3        226"),

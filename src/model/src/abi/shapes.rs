@@ -34,9 +34,9 @@ c_consts! {
         /// First row of remote nodes (one past the last container).
         SLOT_NODES = 32768;
         /// Interface index of a container's host side = this + its slot: far above what the kernel counts up to by itself.
-        IFINDEX_BASE = 0x4000_0000;
+        IFINDEX_BASE = 655_360_000;
         /// Interface index of `pilus_net`, by which programs know it: that of the host's slot.
-        IFINDEX_NET = 0x4000_0001;
+        IFINDEX_NET = 655_360_001;
         /// `policy_in`/`policy_out` of a row that was never given a policy: everything is denied.
         POLICY_NONE = 0;
         /// A policy that allows everything, in that direction, without a look-up.
@@ -53,6 +53,8 @@ c_consts! {
         EVENT_PAYLOAD = 128;
         /// Counter of events that found no room.
         REASON_EVENT_LOST = 1;
+        /// Counter of TCP packets that open nothing and belong to no entry of the flow table, whatever became of them.
+        REASON_NO_FLOW = 2;
         /// First port of masqueraded flows, above what Linux takes for the host's own; all up to 65535 are taken.
         NAT_FIRST = 61000;
     }
