@@ -10,22 +10,31 @@ int from_container(struct __sk_buff *ctx)
 {
 	__u32 slot = ctx->ifindex - IFINDEX_BASE;
 	struct endpoint *row = endpoint_row(slot);
+	__u32 from = FROM_CONTAINER, reason = DROP_NO_ENDPOINT;
 	int ret;
 
 	if (!row || !(row->flags & EP_VALID) || !EP_OWNS_SLOT(slot) || row->ifindex != ctx->ifindex)
-		return go_slow(ctx, FROM_CONTAINER, slot, DROP_NO_ENDPOINT);
+		goto slow;
 	if (CONFIG_CUSTOM) {
 		ret = custom_from_container(ctx);
-		if (ret < 0)
-			return go_slow(ctx, FROM_CONTAINER, slot, custom_reason(ret));
+		if (ret < 0) {
+			reason = custom_reason(ret);
+			goto slow;
+		}
 	}
+	reason = 0;
 	ret = fast_path(ctx, row, slot, FROM_CONTAINER);
-	if (ret == ACT_MISS)
-		return go_slow(ctx, FROM_CONTAINER, slot, 0);
-	if (ret != ACT_RECEIVE)
+	if (ret == ACT_RECEIVE) {
+		slot = ctx->cb[CB_SLOT];
+		bpf_tail_call(ctx, &receive, slot);
+		from = FROM_RECEIVE;
+		reason = DROP_MISSED_TAIL_CALL;
+	} else if (ret != ACT_MISS) {
 		return ret;
-	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
-	return go_slow(ctx, FROM_RECEIVE, ctx->cb[CB_SLOT], DROP_MISSED_TAIL_CALL);
+	}
+	/* One call for all: the kernel pays for each when a stage is loaded. */
+slow:
+	return go_slow(ctx, from, slot, reason);
 }
 
 /* Delivery to a container that has a program of its own; the sender's program has judged the packet. */
@@ -34,19 +43,24 @@ int receive_own(struct __sk_buff *ctx)
 {
 	__u32 slot = ctx->cb[CB_SLOT];
 	struct endpoint *row = endpoint_row(slot);
+	__u32 reason = DROP_NO_ENDPOINT;
 	int ret;
 
 	if (!row || !(row->flags & EP_VALID) || !EP_OWNS_SLOT(slot))
-		return go_slow(ctx, FROM_RECEIVE, slot, DROP_NO_ENDPOINT);
+		goto slow;
 	if (CONFIG_CUSTOM) {
 		ret = custom_to_container(ctx);
-		if (ret < 0)
-			return go_slow(ctx, FROM_RECEIVE, slot, custom_reason(ret));
+		if (ret < 0) {
+			reason = custom_reason(ret);
+			goto slow;
+		}
 	}
-	ret = headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), (int)ctx->cb[CB_HOP]);
+	ret = headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), ctx->cb[CB_HOP]);
 	if (ret >= 0)
 		return (int)bpf_redirect_peer(EP_IFINDEX(row), 0);
-	return go_slow(ctx, FROM_RECEIVE, slot, -ret);
+	reason = -ret;
+slow:
+	return go_slow(ctx, FROM_RECEIVE, slot, reason);
 }
 
 char LICENSE[] SEC("license") = "GPL";

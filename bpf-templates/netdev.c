@@ -64,7 +64,7 @@ static __always_inline int may_be_masked(struct __sk_buff *ctx)
 SEC("tc")
 int from_netdev_stack(struct __sk_buff *ctx)
 {
-	return may_be_masked(ctx) ? go_slow(ctx, FROM_STACK, SLOT_WORLD, 0) : TC_ACT_UNSPEC;
+	return may_be_masked(ctx) ? go_stage(ctx, STAGE_NAT, FROM_STACK, SLOT_WORLD, 0) : TC_ACT_UNSPEC;
 }
 
 SEC("tc")
@@ -73,7 +73,7 @@ int to_netdev(struct __sk_buff *ctx)
 	if (!(ctx->mark & MARK_MASQUERADE))
 		return TC_ACT_UNSPEC;
 	ctx->mark &= ~MARK_MASQUERADE;
-	return go_slow(ctx, TO_NETDEV, SLOT_WORLD, 0);
+	return go_stage(ctx, STAGE_NAT, TO_NETDEV, SLOT_WORLD, 0);
 }
 
 /* FROM_HOST or FROM_NETDEV. Without a branch, after which the verifier would look at the whole fast path twice. */
@@ -82,7 +82,7 @@ static __always_inline __u32 netdev_origin(struct __sk_buff *ctx)
 	__u32 other = ctx->ifindex ^ IFINDEX_NET;
 
 	other = (other | -other) >> 31;
-	asm volatile("" : "+r"(other));
+	OPAQUE(other);
 	return FROM_HOST + other * (FROM_NETDEV - FROM_HOST);
 }
 
@@ -101,9 +101,7 @@ int from_netdev(struct __sk_buff *ctx)
 		return ret;
 	} else if (from == FROM_NETDEV && !is_for_containers(ctx)) {
 		/* The host's own traffic is none of ours. */
-		if (!may_be_masked(ctx))
-			return TC_ACT_UNSPEC;
-		from = FROM_MASKED;
+		return may_be_masked(ctx) ? go_stage(ctx, STAGE_NAT, FROM_MASKED, SLOT_WORLD, 0) : TC_ACT_UNSPEC;
 	}
 	return go_slow(ctx, from, slot, reason);
 }

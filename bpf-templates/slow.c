@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* Every packet that a fast path leaves: one program for containers, host and devices. */
 #define PILUS_CONFIG "slow_config.h"
+#define ENDPOINT_ROW_CALLED
 #include "lib/config.h"
 #include "lib/nat.h"
 #include "lib/nat46.h"
@@ -171,7 +172,7 @@ __noinline int nat46_too_big(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
 }
 
 /* Judge, then send on its way. `hop`: the packet is routed by us. */
-static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, int hop)
+static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct packet *p, __u32 hop)
 {
 	struct endpoint *dst;
 	__u32 grow;
@@ -199,7 +200,7 @@ static __always_inline int decide_and_deliver(struct __sk_buff *ctx, struct pack
 		if (!dst)
 			return -DROP_NO_ENDPOINT;
 	}
-	p->point = trace_point(dst, p->dst_slot);
+	p->point = (__u8)trace_point(dst, p->dst_slot);
 	if (CONFIG_NAT46 && grow) {
 		ret = nat46_to_container(ctx, p, dst, 1);
 		if (ret < 0)
@@ -219,16 +220,11 @@ __noinline int stages_run(struct __sk_buff *ctx, struct packet *p, __u32 from, _
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
-	if (from == TO_NETDEV)
-		return masquerade(ctx, p);
-	if (from == FROM_MASKED || from == FROM_STACK) {
-		ret = unmasquerade(ctx, p);
-		if (ret != ACT_DECIDE)
-			return ret;
-		if (from == FROM_STACK)
-			return ACT_PASS;
-		packet_renew(p, SLOT_WORLD, ID_WORLD, DIR_INGRESS);
-		from = FROM_NETDEV;
+	if (from == FROM_ANSWER) {
+		/* Whoever is told of this knows the node, not the container. */
+		p->masked = MASKED_NODE;
+		ret = parse_l3(ctx, p);
+		return ret < 0 ? ret : answer_error(ctx, p, ctx->cb[CB_MTU]);
 	}
 	if (from == FROM_CONTAINER) {
 		row = endpoint_row(slot);
@@ -245,18 +241,17 @@ SEC("tc")
 int slow_path(struct __sk_buff *ctx)
 {
 	__u32 from = ctx->cb[CB_FROM] & 0xff, reason = ctx->cb[CB_FROM] >> 8 & 0xff, slot = ctx->cb[CB_SLOT];
-	struct packet p = { .state = FLOW_STATE_NONE,
-			    .dir = from == FROM_CONTAINER || from == TO_NETDEV ? DIR_EGRESS : DIR_INGRESS };
+	struct packet p = { .state = FLOW_STATE_NONE, .dir = from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS };
 	int ret;
 
-	if (from == FROM_RECEIVE)
+	if (from == FROM_RECEIVE || from == FROM_FAST)
 		p.dst_slot = (__u16)slot;
 	else
 		p.src_slot = (__u16)slot;
-	ret = reason ? -(int)reason : stages_run(ctx, &p, from, slot);
-	if (ret == ACT_PASS)
-		return TC_ACT_UNSPEC;
-	ret = finish(ctx, &p, ret);
+	if (CONFIG_EVENTS && from == FROM_FAST)
+		ret = trace_report(ctx, &p);
+	else
+		ret = finish(ctx, &p, reason ? -(int)reason : stages_run(ctx, &p, from, slot));
 	if (ret != ACT_RECEIVE)
 		return ret;
 	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
@@ -265,18 +260,20 @@ int slow_path(struct __sk_buff *ctx)
 	return finish(ctx, &p, -DROP_MISSED_TAIL_CALL);
 }
 
-/* A packet on its way, whose report is wanted. */
+/* Packets that leave by a device, or come to the node itself, as far as they may belong to a masqueraded flow. */
 SEC("tc")
-int trace(struct __sk_buff *ctx)
+int nat_path(struct __sk_buff *ctx)
 {
-	__u32 slot = ctx->cb[CB_SLOT];
+	__u32 from = ctx->cb[CB_FROM] & 0xff;
+	struct packet p = { .state = FLOW_STATE_NONE,
+			    .dir = from == TO_NETDEV ? DIR_EGRESS : DIR_INGRESS,
+			    .src_slot = SLOT_WORLD };
+	int ret = from == TO_NETDEV ? masquerade(ctx, &p) : unmasquerade(ctx, &p);
 
-	if (CONFIG_EVENTS)
-		trace_report(ctx);
-	if (!(ctx->cb[CB_FROM] >> TRACE_CB_RECEIVE & 1))
-		return TC_ACT_REDIRECT;
-	bpf_tail_call(ctx, &receive, slot);
-	return go_slow(ctx, FROM_RECEIVE, slot, DROP_MISSED_TAIL_CALL);
+	/* A translated packet comes as if it were new, to our programs or to the stack. */
+	if (ret == ACT_ANSWER || (ret == ACT_DECIDE && from == FROM_MASKED))
+		return go_slow(ctx, ret == ACT_ANSWER ? FROM_ANSWER : FROM_NETDEV, SLOT_WORLD, 0);
+	return ret < 0 ? finish(ctx, &p, ret) : TC_ACT_UNSPEC;
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -27,7 +27,7 @@ enum {
 enum {
 	STAGE_SLOTS = 0x4,
 	STAGE_SLOW = 0x0,
-	STAGE_TRACE = 0x1,
+	STAGE_NAT = 0x1,
 };
 
 enum {

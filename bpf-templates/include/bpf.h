@@ -165,3 +165,5 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "built for little-endi
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
 #define barrier() asm volatile("" ::: "memory")
+/* Hides from clang how `x` was calculated. It makes a branch of what is calculated to do without one. */
+#define OPAQUE(x) asm volatile("" : "+r"(x))

@@ -60,8 +60,10 @@ struct advert {
 _Static_assert(sizeof(struct advert) == 86, "advertisement");
 
 /* Sources a container may use: its own addresses, the link-local address of its MAC. */
-static __always_inline int source_is_own(struct packet *p, struct endpoint *row)
+__noinline int source_is_own(struct packet *p, struct endpoint *row)
 {
+	if (!p || !row)
+		return 0;
 	if (p->family == 4)
 		return p->saddr[0] == EP_IP4(row) && p->saddr[0];
 	return addr_equal(p->saddr, EP_IP6(row)) || ipv6_is_link_local_of(p->saddr, EP_MAC(row));
@@ -116,11 +118,13 @@ __noinline int answer_arp(struct __sk_buff *ctx, struct packet *p, struct endpoi
 	return answer_send(ctx, p);
 }
 
-static __always_inline int advert_send(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, struct advert *a)
+/* Completes an advertisement and sends it: to all if the asker has no address yet. */
+__noinline int advert_send(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, struct advert *a)
 {
-	int to_all = ipv6_is_unspecified(p->saddr);
 	__wsum sum;
 
+	if (!p || !row || !a)
+		return -DROP_INVALID_PACKET;
 	mac_copy(a->eth.dst, EP_MAC(row));
 	mac_copy(a->eth.src, EP_HOST_MAC(row));
 	a->eth.proto = bpf_htons(ETH_P_IPV6);
@@ -132,10 +136,11 @@ static __always_inline int advert_send(struct __sk_buff *ctx, struct packet *p, 
 	a->ip.saddr[1] = 0;
 	a->ip.saddr[2] = 0;
 	a->ip.saddr[3] = bpf_htonl(1);
-	a->ip.daddr[0] = to_all ? bpf_htonl(0xff020000) : p->saddr[0];
-	a->ip.daddr[1] = to_all ? 0 : p->saddr[1];
-	a->ip.daddr[2] = to_all ? 0 : p->saddr[2];
-	a->ip.daddr[3] = to_all ? bpf_htonl(1) : p->saddr[3];
+	__builtin_memcpy(a->ip.daddr, p->saddr, 16);
+	if (ipv6_is_unspecified(p->saddr)) {
+		a->ip.daddr[0] = bpf_htonl(0xff020000);
+		a->ip.daddr[3] = bpf_htonl(1);
+	}
 	sum = csum_pseudo6(a->ip.saddr, 32, IPPROTO_ICMPV6, 0);
 	a->check = csum_fold((__wsum)bpf_csum_diff(0, 0, (__be32 *)&a->type, 32, sum));
 	if (bpf_skb_change_tail(ctx, sizeof(*a), 0) < 0 || bpf_skb_store_bytes(ctx, 0, a, sizeof(*a), 0) < 0)
@@ -224,18 +229,85 @@ static __always_inline int answer_is_allowed(struct packet *p)
 	return p->kind == PKT_FLOW && (p->family == 6 || p->frag != FRAG_LATER);
 }
 
-/* Back to where the frame came from. Packet pointers are invalid afterwards. */
-static __always_inline int eth_return(struct __sk_buff *ctx)
+/* Back to where the frame came from; below 0 if that fails. Packet pointers are invalid afterwards. */
+static __always_inline long eth_return(struct __sk_buff *ctx)
 {
 	struct ethhdr eth;
 	__u8 mac[6];
+	long ret;
 
-	if (bpf_skb_load_bytes(ctx, 0, &eth, sizeof(eth)) < 0)
-		return -DROP_WRITE_ERROR;
+	ret = bpf_skb_load_bytes(ctx, 0, &eth, sizeof(eth));
 	mac_copy(mac, eth.dst);
 	mac_copy(eth.dst, eth.src);
 	mac_copy(eth.src, mac);
-	return bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0) < 0 ? -DROP_WRITE_ERROR : 0;
+	return ret | bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0);
+}
+
+/* Of an answer that quotes a packet. */
+struct quote {
+	__u32 mtu; /* what is too big for, or 0 */
+	__u32 len; /* bytes of the packet, a multiple of 4 */
+	__u32 bytes[QUOTE_MAX / 4];
+};
+
+/* The answer in place of the packet, which was cut to what `q` quotes. Functions of their own, so that the verifier looks at each once. */
+__noinline int answer_error4(struct __sk_buff *ctx, struct packet *p, struct quote *q)
+{
+	struct {
+		struct iphdr ip;
+		struct icmphdr icmp;
+	} h = { .ip = { .vihl = 0x45, .ttl = 64, .protocol = IPPROTO_ICMP }, .icmp = { .type = ICMP_TIME_EXCEEDED } };
+	struct endpoint *router = endpoint_row(SLOT_HOST);
+	__u32 len;
+	__wsum sum;
+
+	if (!p || !q || !router)
+		return -1;
+	len = q->len;
+	if (len > QUOTE_MAX)
+		return -1;
+	if (q->mtu) {
+		h.icmp.type = ICMP_UNREACHABLE;
+		h.icmp.code = ICMP_FRAGMENTATION_NEEDED;
+	}
+	h.icmp.seq = bpf_htons((__u16)q->mtu);
+	h.ip.tot_len = bpf_htons((__u16)(sizeof(h) + len));
+	h.ip.saddr = p->masked == MASKED_NODE ? p->daddr[0] : router->ip4;
+	h.ip.daddr = p->saddr[0];
+	h.ip.check = csum_fold((__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
+	sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
+	h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, q->bytes, len, sum));
+	return (int)(bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) |
+		     bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0));
+}
+
+__noinline int answer_error6(struct __sk_buff *ctx, struct packet *p, struct quote *q)
+{
+	struct {
+		struct ipv6hdr ip;
+		struct icmphdr icmp;
+	} h = { .ip = { .vtcfl = bpf_htonl(0x60000000), .nexthdr = IPPROTO_ICMPV6, .hop_limit = 64 },
+		.icmp = { .type = ICMP6_TIME_EXCEEDED } };
+	struct endpoint *router = endpoint_row(SLOT_HOST);
+	__u32 len;
+	__wsum sum;
+
+	if (!p || !q || !router)
+		return -1;
+	len = q->len;
+	if (len > QUOTE_MAX)
+		return -1;
+	if (q->mtu)
+		h.icmp.type = ICMP6_TOO_BIG;
+	h.icmp.seq = bpf_htons((__u16)q->mtu);
+	h.ip.payload_len = bpf_htons((__u16)(sizeof(h.icmp) + len));
+	__builtin_memcpy(h.ip.saddr, p->masked == MASKED_NODE ? p->daddr : router->ip6, 16);
+	__builtin_memcpy(h.ip.daddr, p->saddr, 16);
+	sum = csum_pseudo6(h.ip.saddr, sizeof(h.icmp) + len, IPPROTO_ICMPV6, 0);
+	sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), sum);
+	h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, q->bytes, len, sum));
+	return (int)(bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) |
+		     bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0));
 }
 
 /*
@@ -244,64 +316,28 @@ static __always_inline int eth_return(struct __sk_buff *ctx)
  */
 __noinline int answer_error(struct __sk_buff *ctx, struct packet *p, __u32 mtu)
 {
-	int failed = mtu ? -DROP_TOO_BIG : -DROP_TTL_EXCEEDED;
-	struct endpoint *router = endpoint_row(SLOT_HOST);
-	__u32 quote[QUOTE_MAX / 4] = {};
-	__u32 len = ctx->len - ETH_HLEN;
-	__wsum sum;
+	__u32 len = ctx->len - ETH_HLEN, more, few;
+	struct quote q = { .mtu = mtu };
 	int ret;
 
-	if (!p || !router || !answer_is_allowed(p))
-		return failed;
-	if (len > QUOTE_MAX)
-		len = QUOTE_MAX;
-	len &= 0xfc;
-	asm volatile("" : "+r"(len)); /* or clang tests the unmasked value */
-	if (len < 28 || len > QUOTE_MAX || bpf_skb_load_bytes(ctx, ETH_HLEN, quote, len) < 0)
-		return failed;
-	if (bpf_skb_change_tail(ctx, ETH_HLEN + len, 0) < 0)
-		return failed;
-	if (p->family == 4) {
-		struct {
-			struct iphdr ip;
-			struct icmphdr icmp;
-		} h = {
-			.ip = { .vihl = 0x45,
-				.ttl = 64,
-				.protocol = IPPROTO_ICMP,
-				.saddr = p->masked == MASKED_NODE ? p->daddr[0] : router->ip4,
-				.daddr = p->saddr[0] },
-			.icmp = { .type = mtu ? ICMP_UNREACHABLE : ICMP_TIME_EXCEEDED,
-				  .code = mtu ? ICMP_FRAGMENTATION_NEEDED : 0,
-				  .seq = bpf_htons((__u16)mtu) },
-		};
-
-		h.ip.tot_len = bpf_htons(sizeof(h) + len);
-		h.ip.check = csum_fold((__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
-		sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
-		h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, quote, len, sum));
-		if (bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) < 0 ||
-		    bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0) < 0)
-			return failed;
-	} else {
-		struct {
-			struct ipv6hdr ip;
-			struct icmphdr icmp;
-		} h = {
-			.ip = { .vtcfl = bpf_htonl(0x60000000), .nexthdr = IPPROTO_ICMPV6, .hop_limit = 64 },
-			.icmp = { .type = mtu ? ICMP6_TOO_BIG : ICMP6_TIME_EXCEEDED, .seq = bpf_htons((__u16)mtu) },
-		};
-
-		h.ip.payload_len = bpf_htons(sizeof(h.icmp) + len);
-		__builtin_memcpy(h.ip.saddr, p->masked == MASKED_NODE ? p->daddr : router->ip6, 16);
-		__builtin_memcpy(h.ip.daddr, p->saddr, 16);
-		sum = csum_pseudo6(h.ip.saddr, sizeof(h.icmp) + len, IPPROTO_ICMPV6, 0);
-		sum = (__wsum)bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), sum);
-		h.icmp.check = csum_fold((__wsum)bpf_csum_diff(0, 0, quote, len, sum));
-		if (bpf_skb_adjust_room(ctx, sizeof(h), BPF_ADJ_ROOM_MAC, 0) < 0 ||
-		    bpf_skb_store_bytes(ctx, ETH_HLEN, &h, sizeof(h), 0) < 0)
-			return failed;
-	}
-	ret = eth_return(ctx);
-	return ret < 0 ? ret : answer_send(ctx, p);
+	if (!p)
+		return -DROP_TTL_EXCEEDED;
+	if (!answer_is_allowed(p) || len < 28)
+		goto failed;
+	/* At most QUOTE_MAX: less what it has more than that, whose sign makes a mask. */
+	more = len - QUOTE_MAX;
+	few = 0 - (more >> 31);
+	OPAQUE(few);
+	len -= more & ~few;
+	/* 4 to QUOTE_MAX, in a form from which also the verifier of Linux 6.1 learns both ends. */
+	OPAQUE(len);
+	len = ((len - 4) & (QUOTE_MAX - 4)) + 4;
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN, q.bytes, len) < 0 || bpf_skb_change_tail(ctx, ETH_HLEN + len, 0) < 0)
+		goto failed;
+	q.len = len;
+	ret = p->family == 4 ? answer_error4(ctx, p, &q) : answer_error6(ctx, p, &q);
+	if ((ret | (int)eth_return(ctx)) >= 0)
+		return answer_send(ctx, p);
+failed:
+	return mtu ? -DROP_TOO_BIG : -DROP_TTL_EXCEEDED;
 }

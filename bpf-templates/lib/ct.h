@@ -15,9 +15,10 @@ static __always_inline __u32 flow_key4_make(struct flow_key4 *k, __be32 saddr, _
 					    __u8 proto)
 {
 	__u64 src = (__u64)saddr << 16 | sport, dst = (__u64)daddr << 16 | dport;
-	__u64 side = (dst - src) >> 63, swap;
+	__u64 side = dst - src, swap;
 
-	asm volatile("" : "+r"(side));
+	OPAQUE(side);
+	side >>= 63;
 	swap = (src ^ dst) & (0 - side);
 	src ^= swap;
 	dst ^= swap;
@@ -36,7 +37,7 @@ static __always_inline __u64 flow_borrow(__u64 a, __u64 b, __u64 less)
 {
 	__u64 ret = ((~a & b) | (~(a ^ b) & (a - b - less))) >> 63;
 
-	asm volatile("" : "+r"(ret));
+	OPAQUE(ret);
 	return ret;
 }
 

@@ -4,38 +4,45 @@
 #include "ct.h"
 #include "events.h"
 
+/* Of one packet: that of its family. */
+union flow_keys {
+	struct flow_key6 v6;
+	struct flow_key4 v4;
+};
+
+/* The key of the packet's entry, and p->side. A function of its own, so that the verifier looks at it once. */
+__noinline int flow_key_make(struct packet *p, union flow_keys *k)
+{
+	if (!p || !k)
+		return 0;
+	if (p->family == 4)
+		p->side = flow_key4_make(&k->v4, p->saddr[0], p->daddr[0], p->sport, p->dport, p->proto);
+	else
+		p->side = flow_key6_make(&k->v6, p->saddr, p->daddr, p->sport, p->dport, p->proto);
+	return 0;
+}
+
 /* Finds the packet's entry and sets p->side. */
 static __noinline struct flow *flow_find(struct packet *p)
 {
+	union flow_keys k = {};
+	struct flow4 *f4;
+	struct flow6 *f6;
+
+	flow_key_make(p, &k);
 	if (p->family == 4) {
-		struct flow_key4 key;
-		struct flow4 *f;
-
-		p->side = flow_key4_make(&key, p->saddr[0], p->daddr[0], p->sport, p->dport, p->proto);
-		f = bpf_map_lookup_elem(&flow4, &key);
-		return f ? &f->h : 0;
-	} else {
-		struct flow_key6 key;
-		struct flow6 *f;
-
-		p->side = flow_key6_make(&key, p->saddr, p->daddr, p->sport, p->dport, p->proto);
-		f = bpf_map_lookup_elem(&flow6, &key);
-		return f ? &f->h : 0;
+		f4 = bpf_map_lookup_elem(&flow4, &k.v4);
+		return f4 ? &f4->h : 0;
 	}
+	f6 = bpf_map_lookup_elem(&flow6, &k.v6);
+	return f6 ? &f6->h : 0;
 }
 
-/* What a packet's FIN or RST does to the flags of its flow. */
+/* What a packet's FIN or RST does to the flags of its flow. Only a TCP packet has any. */
 static __always_inline __u32 flow_tcp_flags(const struct packet *p)
 {
-	__u32 flags = 0;
-
-	if (p->proto != IPPROTO_TCP)
-		return 0;
-	if (p->tcp_flags & TCP_RST)
-		flags = FLOW_RST;
-	if (p->tcp_flags & TCP_FIN)
-		flags |= p->side ? FLOW_FIN_B : FLOW_FIN_A;
-	return flags;
+	_Static_assert(FLOW_FIN_B == FLOW_FIN_A << 1 && TCP_FIN == 1, "by calculation");
+	return (p->tcp_flags & TCP_FIN) * (FLOW_FIN_A << (p->side & 1)) | (p->tcp_flags & TCP_RST) / TCP_RST * FLOW_RST;
 }
 
 /* Writes a new entry opened by this packet, in place of any old one. */
@@ -45,6 +52,7 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 		.last = (__u32)bpf_jiffies64(),
 		.epoch = epoch,
 	};
+	union flow_keys k = {};
 	__u32 side, mask;
 
 	if (!p)
@@ -61,8 +69,8 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 	h.packets[1] = side;
 	h.ep[0] = (__u16)((p->src_slot & mask) | (p->dst_slot & ~mask));
 	h.ep[1] = (__u16)((p->dst_slot & mask) | (p->src_slot & ~mask));
+	flow_key_make(p, &k);
 	if (p->family == 4) {
-		struct flow_key4 key;
 		struct flow4 f = {
 			.h = h,
 			.rule = { p->rule, 0 },
@@ -71,14 +79,11 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 			.created = h.last,
 		};
 
-		flow_key4_make(&key, p->saddr[0], p->daddr[0], p->sport, p->dport, p->proto);
-		return bpf_map_update_elem(&flow4, &key, &f, BPF_ANY) < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
+		return bpf_map_update_elem(&flow4, &k.v4, &f, BPF_ANY) < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
 	} else {
-		struct flow_key6 key;
 		struct flow6 f = { .h = h };
 
-		flow_key6_make(&key, p->saddr, p->daddr, p->sport, p->dport, p->proto);
-		return bpf_map_update_elem(&flow6, &key, &f, BPF_ANY) < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
+		return bpf_map_update_elem(&flow6, &k.v6, &f, BPF_ANY) < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
 	}
 }
 
@@ -130,14 +135,15 @@ __noinline int flow_judged(struct flow *h, struct packet *p, __u32 epoch, __u32 
 /* As flow_account, with what the packet's FIN or RST does to the flags. */
 __noinline int flow_seen(struct flow *h, struct packet *p, __u32 bytes)
 {
-	__u32 flags;
+	__u32 flags, answer;
 
 	if (!h || !p)
 		return 0;
-	flags = flow_tcp_flags(p);
-	/* A SYN of the other side is no answer. */
-	if (!!(h->flags & FLOW_OPENER_B) != p->side && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) != TCP_SYN)
-		flags |= FLOW_REPLY;
+	/* Of the other side; its SYN is none. Above 0 by its sign, without a branch. */
+	answer = 0 - ((p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) ^ TCP_SYN);
+	OPAQUE(answer);
+	answer = answer >> 31 & (h->flags ^ p->side) & FLOW_OPENER_B;
+	flags = flow_tcp_flags(p) | answer * FLOW_REPLY;
 	if (flags & ~h->flags)
 		h->flags |= flags;
 	else

@@ -39,33 +39,36 @@ static __always_inline int headers_pull(struct __sk_buff *ctx)
 	return bpf_skb_pull_data(ctx, len < ctx->len ? len : ctx->len) < 0 ? -DROP_WRITE_ERROR : 0;
 }
 
-/* Rewrites MACs and, for a routed packet, the hop count. */
-static __always_inline int headers_rewrite(struct __sk_buff *ctx, const __u8 *dst, const __u8 *src, int hop)
+/* Rewrites MACs and takes `hop`, 1 for a routed packet and else 0, off the hop count. */
+static __always_inline int headers_rewrite(struct __sk_buff *ctx, const __u8 *dst, const __u8 *src, __u32 hop)
 {
 	struct ethhdr *eth = CTXP(ctx, data);
 	void *end = CTXP(ctx, data_end);
 
 	if ((void *)(eth + 1) > end)
 		return -DROP_INVALID_PACKET;
-	if (hop && eth->proto == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = (void *)(eth + 1);
+	if (!__builtin_constant_p(hop) || hop) {
+		/* No branch for `hop` itself: the verifier would look twice at what follows. */
+		if (eth->proto == bpf_htons(ETH_P_IP)) {
+			struct iphdr *ip = (void *)(eth + 1);
 
-		if ((void *)(ip + 1) > end)
-			return -DROP_INVALID_PACKET;
-		ipv4_hop(ip);
-	} else if (hop) {
-		struct ipv6hdr *ip = (void *)(eth + 1);
+			if ((void *)(ip + 1) > end)
+				return -DROP_INVALID_PACKET;
+			ipv4_hop(ip, hop);
+		} else {
+			struct ipv6hdr *ip = (void *)(eth + 1);
 
-		if ((void *)(ip + 1) > end)
-			return -DROP_INVALID_PACKET;
-		ip->hop_limit--;
+			if ((void *)(ip + 1) > end)
+				return -DROP_INVALID_PACKET;
+			ip->hop_limit -= (__u8)hop;
+		}
 	}
 	eth_rewrite(eth, dst, src);
 	return 0;
 }
 
 /* Sends to where `dst` (row of `slot`) is. Headers are linear. */
-static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, int hop)
+static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, __u32 hop)
 {
 	int ret;
 

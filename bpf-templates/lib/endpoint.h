@@ -23,7 +23,17 @@
 #define EP_OWNS_SLOT(slot) 1
 #endif
 
-static __always_inline struct endpoint *endpoint_row(__u32 slot)
+/*
+ * The slow path calls it: the kernel writes out each look into an array in place,
+ * and moves all that follows in the program every time.
+ */
+#ifdef ENDPOINT_ROW_CALLED
+static __noinline
+#else
+static __always_inline
+#endif
+	struct endpoint *
+	endpoint_row(__u32 slot)
 {
 	return bpf_map_lookup_elem(&endpoint, &slot);
 }

@@ -5,8 +5,11 @@
 
 static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 {
-	return *(const __u16 *)a == *(const __u16 *)b && *(const __u16 *)(a + 2) == *(const __u16 *)(b + 2) &&
-	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+	__u32 differ = (*(const __u16 *)a ^ *(const __u16 *)b) | (*(const __u16 *)(a + 2) ^ *(const __u16 *)(b + 2)) |
+		       (*(const __u16 *)(a + 4) ^ *(const __u16 *)(b + 4));
+
+	OPAQUE(differ);
+	return !differ;
 }
 
 static __always_inline void mac_copy(__u8 *to, const __u8 *from)

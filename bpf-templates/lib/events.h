@@ -52,7 +52,7 @@ __noinline int event_send(struct __sk_buff *ctx, struct packet *p, __u32 what)
 	r->e.pad[2] = 0;
 	cap = ctx->len < EVENT_PAYLOAD ? ctx->len : EVENT_PAYLOAD;
 	/* 1 to EVENT_PAYLOAD, in a form from which also the verifier of Linux 6.1 learns both ends. */
-	asm volatile("" : "+r"(cap));
+	OPAQUE(cap);
 	cap = ((cap - 1) & (EVENT_PAYLOAD - 1)) + 1;
 	if (bpf_skb_load_bytes(ctx, 0, r->payload, cap) < 0)
 		cap = 0;
@@ -77,8 +77,10 @@ static __always_inline __u32 event_quiet(__u32 last, __u32 nth)
 }
 
 /* Where a packet goes that is delivered to `dst`, the row of `slot`. */
-static __always_inline __u8 trace_point(const struct endpoint *dst, __u32 slot)
+__noinline __u32 trace_point(struct endpoint *dst, __u32 slot)
 {
+	if (!dst)
+		return TRACE_TO_ENDPOINT;
 	if (dst->flags & EP_STACK)
 		return slot == SLOT_HOST ? TRACE_TO_HOST : TRACE_TO_STACK;
 	return dst->flags & EP_ROUTE ? TRACE_TO_NETWORK : TRACE_TO_ENDPOINT;

@@ -5,16 +5,15 @@
 
 __noinline int finish(struct __sk_buff *ctx, struct packet *p, int ret)
 {
+	__u32 dropped = (__u32)ret >> 31, reason, wanted;
+
 	if (!p)
 		return TC_ACT_SHOT;
-	if (ret < 0) {
-		metrics_count((__u32)-ret & 0xff, p->dir, ctx->len);
-		if (CONFIG_EVENTS && event_wanted(p) & EP_DROPS)
-			event_send(ctx, p, EVENT_DROP << 8 | ((__u32)-ret & 0xff));
-		return TC_ACT_SHOT;
-	}
-	metrics_count(0, p->dir, ctx->len);
-	if (CONFIG_EVENTS && event_wanted(p) & (EP_TRACE_ALL | EP_TRACE_FLOW) & ~(__u32)p->quiet)
-		event_send(ctx, p, EVENT_TRACE << 8 | p->point);
-	return ret;
+	OPAQUE(dropped);
+	reason = (__u32)-ret & (0 - dropped) & 0xff;
+	metrics_count(reason, p->dir, ctx->len);
+	wanted = dropped * EP_DROPS | (dropped ^ 1) * ((EP_TRACE_ALL | EP_TRACE_FLOW) & ~(__u32)p->quiet);
+	if (CONFIG_EVENTS && event_wanted(p) & wanted)
+		event_send(ctx, p, ret < 0 ? EVENT_DROP << 8 | reason : EVENT_TRACE << 8 | p->point);
+	return ret < 0 ? TC_ACT_SHOT : ret;
 }

@@ -4,6 +4,12 @@
 #include "maps.h"
 #include "packet.h"
 
+/* Bits of a prefix that is a whole address, with the family before it: 64 for IPv4, 160 for IPv6. */
+static __always_inline __u32 lpm_bits(__u32 family)
+{
+	return 64 + (family - 4) * 48;
+}
+
 static __noinline struct ipcache_entry *ipcache_find(const __be32 *addr, __u32 family)
 {
 	struct ipcache_key key = { .addr = { addr[0], addr[1], addr[2], addr[3] }, .family = (__u8)family };
@@ -11,7 +17,7 @@ static __noinline struct ipcache_entry *ipcache_find(const __be32 *addr, __u32 f
 
 	if (!e) {
 		struct ipcache_lpm_key lpm = {
-			.prefixlen = family == 4 ? 64 : 160,
+			.prefixlen = lpm_bits(family),
 			.family = (__u8)family,
 			.addr = { addr[0], addr[1], addr[2], addr[3] },
 		};

@@ -17,6 +17,12 @@ static __always_inline int ipv4_is_unroutable(__be32 addr)
 	return !(addr & bpf_htonl(0xff000000)) || (addr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 }
 
+/* First offset behind a packet that says to be `len` bytes from `off` on; 0: longer than 64 KiB, the length is in the skb. */
+__noinline __u32 packet_end(struct __sk_buff *ctx, __u32 off, __u32 len)
+{
+	return !len && ctx->gso_segs > 1 ? ctx->len : off + len;
+}
+
 static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 {
 	struct iphdr ip;
@@ -25,9 +31,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)) < 0)
 		return -DROP_INVALID_PACKET;
 	hlen = (ip.vihl & 0xf) * 4;
-	end = ETH_HLEN + bpf_ntohs(ip.tot_len);
-	if (!ip.tot_len && ctx->gso_segs > 1)
-		end = ctx->len; /* longer than 64 KiB: the length is in the skb */
+	end = packet_end(ctx, ETH_HLEN, bpf_ntohs(ip.tot_len));
 	p->family = 4;
 	p->saddr[0] = ip.saddr;
 	p->daddr[0] = ip.daddr;
@@ -41,12 +45,11 @@ static __always_inline int parse_ipv4(struct __sk_buff *ctx, struct packet *p)
 	return parse_part(ctx, p, end, (bpf_ntohs(ip.frag_off) & 0x1fff) * 8 | !!(ip.frag_off & bpf_htons(0x2000)));
 }
 
-/* Decrements the TTL in place and corrects the header checksum (RFC 1624). */
-static __always_inline void ipv4_hop(struct iphdr *ip)
+/* Takes `hop`, 0 or 1, off the TTL in place and corrects the header checksum (RFC 1624). */
+static __always_inline void ipv4_hop(struct iphdr *ip, __u32 hop)
 {
-	__u32 check = ip->check;
+	__u32 check = ip->check + bpf_htons(0x0100) * hop;
 
-	check += bpf_htons(0x0100);
-	ip->check = (__sum16)(check + (check >= 0xffff));
-	ip->ttl--;
+	ip->check = (__sum16)(check + ((check + hop) >> 16));
+	ip->ttl -= (__u8)hop;
 }

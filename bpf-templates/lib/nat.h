@@ -55,47 +55,37 @@ static __always_inline int nat_has_port(const struct packet *p)
 	return p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP;
 }
 
-/* Rewrites one end of the packet itself. Checksums are corrected by the difference, as offloads need it. */
+/*
+ * Rewrites one end of the packet itself. Checksums are corrected by the difference, as offloads need it. An IPv4 address
+ * is the first word of four, so that both families differ by what covers it alone. What fails is told at the end.
+ */
 __noinline int nat_packet(struct __sk_buff *ctx, struct packet *p, struct nat_end *to)
 {
-	__u32 off, check = 0;
-	__u64 mangled = 0;
-	__be16 old;
-	__be32 *addr;
+	__u32 check, mangled;
 	__s64 diff;
+	long failed;
+	__be32 *addr;
 
 	if (!p || !to)
 		return -DROP_WRITE_ERROR;
-	off = ETH_HLEN + nat_addr_offset(p->family, to->dst);
-	addr = to->dst ? p->daddr : p->saddr;
-	if (p->frag != FRAG_LATER) {
-		check = p->l4_off + nat_check_offset(p->proto);
-		mangled = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	}
-	if (p->family == 4) {
-		if (bpf_l3_csum_replace(ctx, ETH_HLEN + 10, addr[0], to->addr[0], 4) < 0)
-			return -DROP_WRITE_ERROR;
-		/* ICMP's checksum covers no address. */
-		if (check && !nat_is_icmp(p) &&
-		    bpf_l4_csum_replace(ctx, check, addr[0], to->addr[0], mangled | BPF_F_PSEUDO_HDR | 4) < 0)
-			return -DROP_WRITE_ERROR;
-		if (bpf_skb_store_bytes(ctx, off, to->addr, 4, 0) < 0)
-			return -DROP_WRITE_ERROR;
-	} else {
-		diff = bpf_csum_diff(addr, 16, to->addr, 16, 0);
-		if (check && bpf_l4_csum_replace(ctx, check, 0, (__u64)diff, mangled | BPF_F_PSEUDO_HDR) < 0)
-			return -DROP_WRITE_ERROR;
-		/* The helper takes the sum over the whole packet for changed, as it is in IPv4 where the IP header evens out. */
-		if (bpf_skb_store_bytes(ctx, off, to->addr, 16, BPF_F_RECOMPUTE_CSUM) < 0)
-			return -DROP_WRITE_ERROR;
-	}
-	if (!check || p->kind == PKT_ERROR)
-		return 0;
-	old = to->dst ? p->dport : p->sport;
-	if (bpf_l4_csum_replace(ctx, check, old, to->port, mangled | 2) < 0 ||
-	    bpf_skb_store_bytes(ctx, p->l4_off + nat_port_offset(p->proto, to->dst), &to->port, 2, 0) < 0)
-		return -DROP_WRITE_ERROR;
-	return 0;
+	addr = packet_addr(p, to->dst);
+	diff = bpf_csum_diff(addr, 16, to->addr, 16, 0);
+	check = p->l4_off + nat_check_offset(p->proto);
+	mangled = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	failed = 0;
+	/* ICMP's checksum covers no address. */
+	if (p->frag != FRAG_LATER && p->proto != IPPROTO_ICMP)
+		failed = bpf_l4_csum_replace(ctx, check, 0, (__u64)diff, mangled | BPF_F_PSEUDO_HDR);
+	if (p->family == 4)
+		failed |= bpf_l3_csum_replace(ctx, ETH_HLEN + 10, 0, (__u64)diff, 0) |
+			  bpf_skb_store_bytes(ctx, ETH_HLEN + nat_addr_offset(4, to->dst), to->addr, 4, 0);
+	else /* The helper takes the sum over the whole packet for changed, as it is in IPv4 where the IP header evens out. */
+		failed |= bpf_skb_store_bytes(ctx, ETH_HLEN + nat_addr_offset(6, to->dst), to->addr, 16,
+					      BPF_F_RECOMPUTE_CSUM);
+	if (p->frag != FRAG_LATER && p->kind != PKT_ERROR)
+		failed |= bpf_l4_csum_replace(ctx, check, packet_port(p, to->dst), to->port, mangled | 2) |
+			  bpf_skb_store_bytes(ctx, p->l4_off + nat_port_offset(p->proto, to->dst), &to->port, 2, 0);
+	return failed < 0 ? -DROP_WRITE_ERROR : 0;
 }
 
 /*
@@ -105,33 +95,30 @@ __noinline int nat_packet(struct __sk_buff *ctx, struct packet *p, struct nat_en
 __noinline int nat_quoted(struct __sk_buff *ctx, struct packet *p, struct packet *q, struct nat_end *to)
 {
 	__be32 *old, was, now;
-	__u32 ip, addr, check_at;
-	__s64 all = 0, cover;
+	__u32 ip, check_at;
+	__s64 all, cover;
 	__sum16 check;
+	long failed;
 
 	if (!p || !q || !to)
 		return -DROP_WRITE_ERROR;
 	ip = p->l4_off + sizeof(struct icmphdr);
-	addr = ip + nat_addr_offset(p->family, to->dst);
-	old = to->dst ? q->daddr : q->saddr;
+	old = packet_addr(q, to->dst);
+	cover = bpf_csum_diff(old, 16, to->addr, 16, 0);
 	if (p->family == 4) {
-		cover = bpf_csum_diff(old, 4, to->addr, 4, 0);
 		/* The quoted header's own checksum evens out what changes in it. */
-		if (bpf_l3_csum_replace(ctx, ip + 10, old[0], to->addr[0], 4) < 0 ||
-		    bpf_skb_store_bytes(ctx, addr, to->addr, 4, 0) < 0)
-			return -DROP_WRITE_ERROR;
+		failed = bpf_l3_csum_replace(ctx, ip + 10, 0, (__u64)cover, 0) |
+			 bpf_skb_store_bytes(ctx, ip + nat_addr_offset(4, to->dst), to->addr, 4, 0);
+		all = 0;
 	} else {
-		cover = bpf_csum_diff(old, 16, to->addr, 16, 0);
+		failed = bpf_skb_store_bytes(ctx, ip + nat_addr_offset(6, to->dst), to->addr, 16, 0);
 		all = cover;
-		if (bpf_skb_store_bytes(ctx, addr, to->addr, 16, 0) < 0)
-			return -DROP_WRITE_ERROR;
 	}
-	was = to->dst ? q->dport : q->sport;
+	was = packet_port(q, to->dst);
 	now = to->port;
 	all = bpf_csum_diff(&was, 4, &now, 4, (__wsum)all);
 	cover = bpf_csum_diff(&was, 4, &now, 4, q->proto == IPPROTO_ICMP ? 0 : (__wsum)cover);
-	if (bpf_skb_store_bytes(ctx, q->l4_off + nat_port_offset(q->proto, to->dst), &to->port, 2, 0) < 0)
-		return -DROP_WRITE_ERROR;
+	failed |= bpf_skb_store_bytes(ctx, q->l4_off + nat_port_offset(q->proto, to->dst), &to->port, 2, 0);
 	check_at = q->l4_off + nat_check_offset(q->proto);
 	if (bpf_skb_load_bytes(ctx, check_at, &check, 2) == 0 && (check || q->proto != IPPROTO_UDP)) {
 		was = check;
@@ -140,12 +127,10 @@ __noinline int nat_quoted(struct __sk_buff *ctx, struct packet *p, struct packet
 			check = 0xffff;
 		now = check;
 		all = bpf_csum_diff(&was, 4, &now, 4, (__wsum)all);
-		if (bpf_skb_store_bytes(ctx, check_at, &check, 2, 0) < 0)
-			return -DROP_WRITE_ERROR;
+		failed |= bpf_skb_store_bytes(ctx, check_at, &check, 2, 0);
 	}
-	return bpf_l4_csum_replace(ctx, p->l4_off + nat_check_offset(p->proto), 0, (__u64)all, 0) < 0 ?
-		       -DROP_WRITE_ERROR :
-		       0;
+	failed |= bpf_l4_csum_replace(ctx, p->l4_off + nat_check_offset(p->proto), 0, (__u64)all, 0);
+	return failed < 0 ? -DROP_WRITE_ERROR : 0;
 }
 
 static __always_inline void nat_set_port(struct packet *q, __u32 port)
@@ -159,49 +144,60 @@ static __always_inline void nat_set_port(struct packet *q, __u32 port)
 __noinline int nat_create(struct packet *q, __u32 slot, __u32 port)
 {
 	struct flow h = { .last = (__u32)bpf_jiffies64(), .aux = (__be16)port };
+	union flow_keys k = {};
 
 	if (!q)
 		return -1;
+	flow_key_make(q, &k);
 	h.ep[0] = (__u16)slot;
 	h.ep[1] = (__u16)slot;
+	h.flags = FLOW_NAT | (q->side & 1) * FLOW_OPENER_B;
 	if (q->family == 4) {
-		struct flow4 f = { .created = h.last };
-		struct flow_key4 key;
+		struct flow4 f = { .h = h, .created = h.last };
 
-		h.flags = FLOW_NAT |
-			  flow_key4_make(&key, q->saddr[0], q->daddr[0], q->sport, q->dport, q->proto) * FLOW_OPENER_B;
-		f.h = h;
-		return (int)bpf_map_update_elem(&flow4, &key, &f, BPF_NOEXIST);
+		return (int)bpf_map_update_elem(&flow4, &k.v4, &f, BPF_NOEXIST);
 	} else {
-		struct flow_key6 key;
-		struct flow6 f = {};
+		struct flow6 f = { .h = h };
 
-		h.flags = FLOW_NAT |
-			  flow_key6_make(&key, q->saddr, q->daddr, q->sport, q->dport, q->proto) * FLOW_OPENER_B;
-		f.h = h;
-		return (int)bpf_map_update_elem(&flow6, &key, &f, BPF_NOEXIST);
+		return (int)bpf_map_update_elem(&flow6, &k.v6, &f, BPF_NOEXIST);
 	}
 }
 
-/* The same under one port. Returns as nat_create. */
-__noinline int nat_try(struct packet *q, __u32 slot, __u32 port, __u32 mine)
+/* The same under the first free port of NAT_TRIES / 4 from `start` on. Returns it, big endian, or 0. */
+__noinline __u32 nat_search(struct packet *q, __u32 slot, __u32 port, __u32 start)
 {
+	__u32 i, mine;
+
 	if (!q)
+		return 0;
+#pragma unroll
+	for (i = 0; i < NAT_TRIES / 4; i++) {
+		mine = bpf_htons((__u16)(NAT_FIRST + (start + i * NAT_STEP) % NAT_PORTS));
+		nat_set_port(q, mine);
+		if (!nat_create(q, slot, port))
+			return mine;
+	}
+	return 0;
+}
+
+/* Takes a copy of an entry; that of a translated tuple stays alive by it. Returns 0, or -1 if there is none. */
+__noinline int nat_copy(struct flow *found, struct flow *h)
+{
+	if (!found || !h)
 		return -1;
-	nat_set_port(q, mine);
-	return nat_create(q, slot, port);
+	__builtin_memcpy(h, found, sizeof(*h));
+	if (h->flags & FLOW_NAT)
+		WRITE_ONCE(found->last, (__u32)bpf_jiffies64());
+	return 0;
 }
 
 /*
  * Finds the flow that a packet belongs to, or what an error quotes: `q` gets the
- * tuple, `h` a copy of the entry. That of a translated tuple stays alive by it.
- * Returns 0, or -1 if there is none.
+ * tuple, `h` a copy of the entry. Returns 0, or -1 if there is none.
  */
 __noinline int nat_find(struct __sk_buff *ctx, struct packet *p, struct packet *q, struct flow *h)
 {
-	struct flow *found;
-
-	if (!p || !q || !h)
+	if (!p || !q)
 		return -1;
 	if (p->kind == PKT_ERROR) {
 		__builtin_memset(q, 0, sizeof(*q));
@@ -210,13 +206,7 @@ __noinline int nat_find(struct __sk_buff *ctx, struct packet *p, struct packet *
 	} else {
 		__builtin_memcpy(q, p, sizeof(*q));
 	}
-	found = flow_find(q);
-	if (!found)
-		return -1;
-	__builtin_memcpy(h, found, sizeof(*h));
-	if (h->flags & FLOW_NAT)
-		WRITE_ONCE(found->last, (__u32)bpf_jiffies64());
-	return 0;
+	return nat_copy(flow_find(q), h);
 }
 
 /* Writes the port of the packet's flow. */
@@ -268,15 +258,14 @@ __noinline int nat_port(struct packet *p, struct packet *q, struct flow *h)
 	}
 	/* Another packet's search begins elsewhere, also of the same flow. */
 	start = (port * 0x9e3779b1U ^ slot << 16 ^ p->daddr[0] ^ (__u32)bpf_jiffies64()) >> 8;
+	mine = 0;
 #pragma unroll
-	for (i = 0; i < NAT_TRIES; i++) {
-		mine = bpf_htons((__u16)(NAT_FIRST + (start + i * NAT_STEP) % NAT_PORTS));
-		if (!nat_try(q, slot, port, mine)) {
-			nat_keep(p, mine);
-			return (int)mine;
-		}
-	}
-	return -DROP_NAT_NO_MAPPING;
+	for (i = 0; i < 4 && !mine; i++)
+		mine = nat_search(q, slot, port, start + i * (NAT_TRIES / 4) * NAT_STEP);
+	if (!mine)
+		return -DROP_NAT_NO_MAPPING;
+	nat_keep(p, mine);
+	return (int)mine;
 }
 
 static __always_inline void nat_address(__be32 *addr, const struct endpoint *row, __u32 family)
@@ -348,7 +337,10 @@ __noinline int masquerade(struct __sk_buff *ctx, struct packet *p)
 	return ret < 0 ? ret : ACT_PASS;
 }
 
-/* A packet that a device received for the node itself. Returns ACT_PASS if it is, ACT_DECIDE if it is a container's and now says so. */
+/*
+ * A packet that a device received for the node itself. Returns ACT_PASS if it is, ACT_DECIDE if it is a container's and now
+ * says so, ACT_ANSWER if it cannot go on: cb[CB_MTU] says why.
+ */
 __noinline int unmasquerade(struct __sk_buff *ctx, struct packet *p)
 {
 	struct nat_end to = { .dst = 1 };
@@ -369,12 +361,9 @@ __noinline int unmasquerade(struct __sk_buff *ctx, struct packet *p)
 	if (!row || !(row->flags & EP_VALID))
 		return -DROP_NO_ENDPOINT;
 	if (!error) {
-		/* Whoever is told of this knows the node, not the container. */
-		p->masked = MASKED_NODE;
-		if (p->hops <= 1)
-			return answer_error(ctx, p, 0);
-		if (p->whole && packet_size(ctx, p) > row->mtu)
-			return answer_error(ctx, p, row->mtu);
+		ctx->cb[CB_MTU] = p->hops > 1 ? row->mtu : 0;
+		if (p->hops <= 1 || (p->whole && packet_size(ctx, p) > row->mtu))
+			return ACT_ANSWER;
 		if (p->frag == FRAG_FIRST)
 			frag_remember(p);
 	}

@@ -137,7 +137,7 @@ static __always_inline __u32 nat46_quote(struct __sk_buff *ctx, __u32 off, __be3
 	if (len > NAT46_QUOTE)
 		len = NAT46_QUOTE;
 	len &= 0x7c;
-	asm volatile("" : "+r"(len)); /* or clang tests the unmasked value */
+	OPAQUE(len); /* or clang tests the unmasked value */
 	if (len < 8 || len > NAT46_QUOTE || bpf_skb_load_bytes(ctx, off, to, len) < 0)
 		return 0;
 	return len;

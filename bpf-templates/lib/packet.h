@@ -39,26 +39,28 @@ enum {
 	ACT_RECEIVE = 0x101, /* tail call receive[cb[0]] */
 	ACT_DECIDE = 0x102,  /* flow and policy decide */
 	ACT_PASS = 0x103,    /* none of ours */
+	ACT_ANSWER = 0x104,  /* an error goes back */
 };
 
 /* __sk_buff.cb: what a tail call hands over. */
 enum {
 	CB_SLOT = 0, /* slot of the receiver; for the slow path that of the sending container */
 	CB_HOP = 1,  /* the packet is routed, so its hop count goes down */
-	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; for a trace TRACE_CB_* */
-	CB_LAST = 3, /* for a trace: jiffies and number of its flow's packet before it */
+	CB_MTU = 1,  /* FROM_ANSWER: what the packet is too big for, or 0: its hops ran out */
+	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; FROM_FAST: TRACE_CB_* */
+	CB_LAST = 3, /* FROM_FAST: jiffies and number of its flow's packet before it */
 	CB_NTH = 4,
 };
 
-/* cb[CB_FROM] for a trace, by bits: FROM_*; the packet goes to who opened its flow; receive_own is to deliver it; slot of the sender. */
+/* cb[CB_FROM] of FROM_FAST, by bits: the packet goes to who opened its flow; receive_own is to deliver it; a container sent it; its slot. */
 enum {
-	TRACE_CB_FROM = 0xff,
 	TRACE_CB_REPLY = 8,
 	TRACE_CB_RECEIVE = 9,
+	TRACE_CB_EGRESS = 10,
 	TRACE_CB_SLOT = 16,
 };
 
-/* Who calls the slow path. */
+/* Who calls the slow path, or the stage before it. */
 enum {
 	FROM_CONTAINER = 0, /* cb[CB_SLOT]: sender */
 	FROM_HOST = 1,
@@ -67,6 +69,8 @@ enum {
 	FROM_MASKED = 4,  /* a device of the node, to the node's address: an answer to what was masqueraded, maybe */
 	FROM_STACK = 5,	  /* the same, to be routed by the stack */
 	TO_NETDEV = 6,	  /* a container's, about to leave by a device */
+	FROM_FAST = 8,	  /* on its way already, and its report is wanted; cb[CB_SLOT]: receiver */
+	FROM_ANSWER = 7,  /* an answer to what was masqueraded, that cannot go on: cb[CB_MTU] says why */
 };
 
 /* packet.kind */
@@ -174,7 +178,35 @@ struct icmphdr {
 _Static_assert(sizeof(struct ethhdr) == 14 && sizeof(struct iphdr) == 20, "header layout");
 _Static_assert(sizeof(struct ipv6hdr) == 40 && sizeof(struct tcphdr) == 20, "header layout");
 
+/* As all comparisons of several words: with one branch, since the verifier looks at what follows each. */
 static __always_inline int addr_equal(const __be32 *a, const __be32 *b)
 {
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+	__u32 differ = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+
+	OPAQUE(differ);
+	return !differ;
+}
+
+/* The receiver's address (`dst` 1) or the sender's (0), by calculation: the verifier follows each choice to its end. */
+static __always_inline __be32 *packet_addr(struct packet *p, __u32 dst)
+{
+	_Static_assert(__builtin_offsetof(struct packet, daddr) == __builtin_offsetof(struct packet, saddr) + 16,
+		       "addresses");
+	return (__be32 *)((char *)p->saddr + (dst & 1) * 16);
+}
+
+/* The same of the ports. */
+static __always_inline __be16 packet_port(const struct packet *p, __u32 dst)
+{
+	_Static_assert(__builtin_offsetof(struct packet, dport) == __builtin_offsetof(struct packet, sport) + 2,
+		       "ports");
+	return *(const __be16 *)((const char *)&p->sport + (dst & 1) * 2);
+}
+
+/* The same of the slots. */
+static __always_inline __u32 packet_slot(const struct packet *p, __u32 dst)
+{
+	_Static_assert(__builtin_offsetof(struct packet, dst_slot) == __builtin_offsetof(struct packet, src_slot) + 2,
+		       "slots");
+	return *(const __u16 *)((const char *)&p->src_slot + (dst & 1) * 2);
 }

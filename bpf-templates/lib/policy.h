@@ -28,7 +28,7 @@ enum {
 /* First match in the block of that key: flags << 16 | record index, or BLOCK_*. `l4` match << 8 | protocol. */
 __noinline int policy_block_match(struct policy_key *key, __u32 l4)
 {
-	__u32 match = l4 >> 8 & 0xffff, proto = l4 & 0xff;
+	__u32 match = l4 >> 8 & 0xffff, proto = l4 & 0xff, found = 0;
 	struct policy_block *block;
 	struct policy_key own;
 	int i;
@@ -41,13 +41,18 @@ __noinline int policy_block_match(struct policy_key *key, __u32 l4)
 		return BLOCK_ABSENT;
 	for (i = 0; i < POLICY_BLOCK_RULES; i++) {
 		struct policy_rule *r = &block->rules[i];
+		__u32 own = r->proto, miss;
 
-		if (!(r->flags & RULE_USED))
-			return BLOCK_NONE;
-		if ((!r->proto || r->proto == proto) && match >= r->lo && match <= r->hi)
-			return (int)((__u32)r->flags << VERDICT_FLAGS | r->idx);
+		found = (__u32)r->flags << VERDICT_FLAGS | r->idx;
+		/* By the signs of differences: the verifier follows each branch to its end. */
+		miss = ((match - r->lo) | (r->hi - match) | ((0 - own) & (0 - (own ^ proto)))) >> 31;
+		miss &= (found & RULE_USED << VERDICT_FLAGS) / (RULE_USED << VERDICT_FLAGS);
+		OPAQUE(found);
+		OPAQUE(miss);
+		if (!miss)
+			return found & RULE_USED << VERDICT_FLAGS ? (int)found : BLOCK_NONE;
 	}
-	return block->rules[POLICY_BLOCK_RULES - 1].flags & RULE_MORE ? BLOCK_MORE : BLOCK_NONE;
+	return found & RULE_MORE << VERDICT_FLAGS ? BLOCK_MORE : BLOCK_NONE;
 }
 
 /*

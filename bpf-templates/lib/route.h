@@ -20,7 +20,7 @@ __noinline int slot_same(__u32 a, __u32 b)
  * or `back` to its sender. SLOT_WORLD where only the stack can tell: no such
  * device, no plain route, or one with a smaller MTU than its device.
  */
-__noinline __u32 route_slot(struct __sk_buff *ctx, struct packet *p, int back)
+__noinline __u32 route_slot(struct __sk_buff *ctx, struct packet *p, __u32 back)
 {
 	struct endpoint *world = endpoint_row(SLOT_WORLD), *host = endpoint_row(SLOT_HOST), *row;
 	struct bpf_fib_lookup fib = {};
@@ -30,11 +30,11 @@ __noinline __u32 route_slot(struct __sk_buff *ctx, struct packet *p, int back)
 
 	if (!p || !world || !host || !(world->flags & EP_ROUTE))
 		return SLOT_WORLD;
-	fib.family = p->family == 4 ? AF_INET : AF_INET6;
+	fib.family = (__u8)(AF_INET + (p->family - 4) * ((AF_INET6 - AF_INET) / 2));
 	fib.tot_len = 1;
 	fib.ifindex = host->ifindex;
-	__builtin_memcpy(fib.src, back ? p->daddr : p->saddr, 16);
-	__builtin_memcpy(fib.dst, back ? p->saddr : p->daddr, 16);
+	__builtin_memcpy(fib.src, packet_addr(p, back), 16);
+	__builtin_memcpy(fib.dst, packet_addr(p, back ^ 1), 16);
 	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return SLOT_WORLD;

@@ -12,27 +12,32 @@
 #include "policy.h"
 #include "route.h"
 
+/* What policy_verdict's `v` comes to: 0 or -DROP_*. Its rule, p->rule, has been asked once more. */
+__noinline int rule_apply(struct __sk_buff *ctx, struct packet *p, int v)
+{
+	if (!p)
+		return -DROP_NO_ENDPOINT;
+	p->rule = 0;
+	if (v < 0)
+		return v;
+	p->rule = (__u32)v & 0xffff;
+	rule_count_add(p->rule, ctx->len);
+	if (v >> VERDICT_FLAGS & RULE_DENY)
+		return -DROP_POLICY_DENY;
+	/* Never let through what a proxy should have seen. */
+	return v >> VERDICT_FLAGS & (RULE_L7 | RULE_AUTH) ? -DROP_POLICY_L7 : 0;
+}
+
 /* One direction's verdict on p->l4, reported where asked. `row`: whose policy. Returns 0 or -DROP_*. */
 __noinline int judge_one(struct __sk_buff *ctx, struct packet *p, struct endpoint *row, __u32 dir, __u32 peer)
 {
 	__u32 audit = dir == DIR_EGRESS ? EP_AUDIT_OUT : EP_AUDIT_IN, id;
-	int v, ret = 0;
+	int ret;
 
 	if (!p || !row)
 		return -DROP_NO_ENDPOINT;
 	id = dir == DIR_EGRESS ? READ_ONCE(row->policy_out) : READ_ONCE(row->policy_in);
-	v = policy_verdict(id, dir, peer, p->l4);
-	p->rule = 0;
-	if (v < 0) {
-		ret = v;
-	} else {
-		p->rule = (__u32)v & 0xffff;
-		if (v >> VERDICT_FLAGS & RULE_DENY)
-			ret = -DROP_POLICY_DENY;
-		else if (v >> VERDICT_FLAGS & (RULE_L7 | RULE_AUTH))
-			ret = -DROP_POLICY_L7; /* never let through what a proxy should have seen */
-		rule_count_add(p->rule, ctx->len);
-	}
+	ret = rule_apply(ctx, p, policy_verdict(id, dir, peer, p->l4));
 	p->dir = (__u8)dir;
 	if (CONFIG_EVENTS && row->flags & (EP_VERDICT | audit) && (row->flags & EP_VERDICT || ret < 0)) {
 		p->flags = (ret < 0 ? 0 : EVENT_ALLOW) | (ret < 0 && row->flags & audit ? EVENT_AUDIT : 0);
@@ -46,7 +51,7 @@ __noinline int judge_one(struct __sk_buff *ctx, struct packet *p, struct endpoin
  * Both policies: the opener's egress, the other side's ingress. `reverse`: the
  * packet is an answer, its receiver opened the flow. Returns 0 or -DROP_*.
  */
-__noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
+__noinline int judge(struct __sk_buff *ctx, struct packet *p, __u32 reverse)
 {
 	__u32 from_id, to_id, match;
 	struct endpoint *from, *to;
@@ -54,8 +59,8 @@ __noinline int judge(struct __sk_buff *ctx, struct packet *p, int reverse)
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
-	from = endpoint_row(reverse ? p->dst_slot : p->src_slot);
-	to = endpoint_row(reverse ? p->src_slot : p->dst_slot);
+	from = endpoint_row(packet_slot(p, reverse));
+	to = endpoint_row(packet_slot(p, reverse ^ 1));
 	from_id = reverse ? p->dst_id : p->src_id;
 	to_id = reverse ? p->src_id : p->dst_id;
 	match = p->match;
@@ -105,10 +110,95 @@ __noinline int is_masked(struct packet *p)
 	if (!p || !world || !(world->flags & EP_MASQUERADE) || !slot_is_container(p->src_slot) ||
 	    !slot_is_world(p->dst_slot))
 		return 0;
-	key.prefixlen = p->family == 4 ? 64 : 160;
+	key.prefixlen = lpm_bits(p->family);
 	key.family = p->family;
 	__builtin_memcpy(key.addr, p->daddr, 16);
 	return !bpf_map_lookup_elem(&direct, &key);
+}
+
+/* Functions of their own, so that the verifier does not follow each way to their result on its own. */
+__noinline int tcp_is_syn(struct packet *p)
+{
+	return p && p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+/* Whether an entry is alive and between the packet's ends. */
+__noinline int flow_is_same(struct flow *h, struct packet *p)
+{
+	return h && p && slot_same(flow_from(h, p->side), p->src_slot) && slot_same(flow_to(h, p->side), p->dst_slot) &&
+	       !flow_is_expired(h, p->proto);
+}
+
+/* Counts what opens nothing and has no entry. */
+__noinline int flow_missed(struct __sk_buff *ctx, struct packet *p)
+{
+	if (p && p->proto == IPPROTO_TCP && !tcp_is_syn(p))
+		metrics_count(REASON_NO_FLOW, p->dir, ctx->len);
+	return 0;
+}
+
+/* Makes the entry of a packet that policy has let through. */
+__noinline int flow_open(struct __sk_buff *ctx, struct packet *p, __u32 epoch, __u32 state)
+{
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->state = (__u8)state;
+	p->masked = is_masked(p) ? MASKED_FLOW : 0;
+	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !tcp_is_syn(p) ? FLOW_MIDSTREAM : 0, ctx->len);
+}
+
+/* A SYN between the ends of an entry that lives: its opener's decides anew, a stranger's does not touch a live flow. */
+static __always_inline int flow_syn(struct __sk_buff *ctx, struct packet *p, struct flow *h, __u32 epoch)
+{
+	__u32 reply = (h->flags ^ p->side) & FLOW_OPENER_B;
+	int ret = judge(ctx, p, 0);
+
+	if (ret >= 0 && (h->flags & FLOW_DENY || flow_is_closing(h->flags)))
+		return flow_open(ctx, p, epoch, FLOW_STATE_REOPENED);
+	if (!reply)
+		flow_judged(h, p, epoch, ret < 0 ? FLOW_DENY : 0);
+	if (ret < 0)
+		return ret;
+	/* A repeated SYN, or both sides open at once: the flow lives on, judged as its opener. */
+	p->state = FLOW_STATE_NEW;
+	return flow_seen(h, p, ctx->len);
+}
+
+/*
+ * A packet whose entry is `h`, or has none, under today's epoch. A function of its own, so that the verifier looks at it
+ * once for both families' entries.
+ */
+__noinline int flow_go(struct __sk_buff *ctx, struct packet *p, struct flow *h, __u32 epoch)
+{
+	__u32 reply;
+	int ret;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	if (!h || !flow_is_same(h, p)) {
+		flow_missed(ctx, p);
+		ret = judge(ctx, p, 0);
+		if (ret >= 0)
+			return flow_open(ctx, p, epoch, FLOW_STATE_NEW);
+		if (tcp_is_syn(p))
+			flow_create(p, epoch, FLOW_DENY, ctx->len);
+		return ret;
+	}
+	p->masked = h->flags / FLOW_MASQUERADE & MASKED_FLOW;
+	if (tcp_is_syn(p))
+		return flow_syn(ctx, p, h, epoch);
+	reply = (h->flags ^ p->side) & FLOW_OPENER_B;
+	p->state = (__u8)(FLOW_STATE_ESTABLISHED + reply * (FLOW_STATE_REPLY - FLOW_STATE_ESTABLISHED));
+	if (h->epoch != epoch || flow_moved(h, p)) {
+		ret = judge(ctx, p, reply);
+		flow_judged(h, p, epoch, ret < 0 ? FLOW_DENY : 0);
+	} else {
+		ret = h->flags & FLOW_DENY ? -DROP_REVOKED : 0;
+	}
+	if (ret >= 0)
+		return flow_seen(h, p, ctx->len);
+	p->state = FLOW_STATE_REVOKED;
+	return -DROP_REVOKED;
 }
 
 /*
@@ -119,8 +209,6 @@ __noinline int is_masked(struct packet *p)
 __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 {
 	struct endpoint *src, *dst;
-	int syn, ret, reply, same = 0;
-	struct flow *h;
 	__u32 epoch;
 
 	if (!p)
@@ -138,69 +226,19 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 	if (slot_is_container(p->src_slot))
 		p->src_id = READ_ONCE(src->identity);
 
-	syn = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
-	h = flow_find(p);
-	if (h && slot_same(flow_from(h, p->side), p->src_slot) && slot_same(flow_to(h, p->side), p->dst_slot) &&
-	    !flow_is_expired(h, p->proto))
-		same = 1;
-
-	if (same && h && h->flags & FLOW_MASQUERADE)
-		p->masked = MASKED_FLOW;
-	if (same && h && !syn) {
-		reply = !!(h->flags & FLOW_OPENER_B) != p->side;
-		p->state = reply ? FLOW_STATE_REPLY : FLOW_STATE_ESTABLISHED;
-		if (h->epoch != epoch || flow_moved(h, p)) {
-			ret = judge(ctx, p, reply);
-			flow_judged(h, p, epoch, ret < 0 ? FLOW_DENY : 0);
-		} else {
-			ret = h->flags & FLOW_DENY ? -DROP_REVOKED : 0;
-		}
-		if (ret < 0) {
-			p->state = FLOW_STATE_REVOKED;
-			return -DROP_REVOKED;
-		}
-		return flow_seen(h, p, ctx->len);
-	}
-
-	if (p->proto == IPPROTO_TCP && !syn)
-		metrics_count(REASON_NO_FLOW, p->dir, ctx->len);
-	ret = judge(ctx, p, 0);
-	if (syn && same && h) {
-		/* The opener's own SYN decides anew; a stranger's SYN does not touch a live flow. */
-		reply = !!(h->flags & FLOW_OPENER_B) != p->side;
-		if (ret < 0) {
-			if (!reply)
-				flow_judged(h, p, epoch, FLOW_DENY);
-			return ret;
-		}
-		if (!(h->flags & FLOW_DENY) && !flow_is_closing(h->flags)) {
-			/* A repeated SYN, or both sides open at once: the flow lives on, judged as its opener. */
-			p->state = FLOW_STATE_NEW;
-			if (!reply)
-				flow_judged(h, p, epoch, 0);
-			return flow_seen(h, p, ctx->len);
-		}
-	}
-	if (ret < 0) {
-		if (syn)
-			flow_create(p, epoch, FLOW_DENY, ctx->len);
-		return ret;
-	}
-	p->state = same ? FLOW_STATE_REOPENED : FLOW_STATE_NEW;
-	p->masked = is_masked(p) ? MASKED_FLOW : 0;
-	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !syn ? FLOW_MIDSTREAM : 0, ctx->len);
+	return flow_go(ctx, p, flow_find(p), epoch);
 }
 
 /* A container's identity is its row's, everybody else's that of the address: the sender's, or the receiver's (`dst`). */
-__noinline __u32 identity_of(struct packet *p, struct endpoint *row, int dst)
+__noinline __u32 identity_of(struct packet *p, struct endpoint *row, __u32 dst)
 {
 	struct ipcache_entry *e;
 
 	if (!p || !row)
 		return ID_UNKNOWN;
-	if (slot_is_container(dst ? p->dst_slot : p->src_slot))
+	if (slot_is_container(packet_slot(p, dst)))
 		return READ_ONCE(row->identity);
-	e = ipcache_find(dst ? p->daddr : p->saddr, p->family);
+	e = ipcache_find(packet_addr(p, dst), p->family);
 	return e ? e->identity : ID_WORLD;
 }
 
@@ -273,48 +311,33 @@ __noinline int parse_quote(struct __sk_buff *ctx, struct packet *p, struct packe
 	return 0;
 }
 
-/*
- * An ICMP error passes if the packet it quotes belongs to a flow that policy
- * admits now, if it goes to the side that sent that packet, and if a container
- * speaks only of packets that were sent to itself.
- */
-__noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
+/* Of an ICMP error `p` that quotes `q`, which has the entry `h`: as flow_go. */
+__noinline int related_go(struct __sk_buff *ctx, struct packet *p, struct packet *q, struct flow *h)
 {
 	struct endpoint *src, *dst;
-	struct packet q = {};
-	struct flow *h;
-	int ret, reply;
-	__u32 epoch;
+	__u32 epoch, reply;
+	int ret;
 
-	if (!p)
-		return -DROP_INVALID_PACKET;
-	p->state = FLOW_STATE_RELATED;
-	p->dir = slot_is_container(p->src_slot) ? DIR_EGRESS : DIR_INGRESS;
-	ret = parse_quote(ctx, p, &q);
-	if (ret < 0)
-		return ret;
-	resolve(ctx, p);
-	h = flow_find(&q);
-	if (!h || !addr_equal(q.saddr, p->daddr))
+	if (!p || !q || !h || !addr_equal(q->saddr, p->daddr))
 		return -DROP_NO_FLOW;
-	if (!slot_same(flow_from(h, q.side), p->dst_slot) ||
-	    (slot_is_container(p->src_slot) && flow_to(h, q.side) != p->src_slot))
+	if (!slot_same(flow_from(h, q->side), p->dst_slot) ||
+	    (slot_is_container(p->src_slot) && flow_to(h, q->side) != p->src_slot))
 		return -DROP_NO_FLOW;
-	q.src_slot = flow_from(h, q.side);
-	q.dst_slot = flow_to(h, q.side);
-	src = endpoint_row(q.src_slot);
-	dst = endpoint_row(q.dst_slot);
+	q->src_slot = flow_from(h, q->side);
+	q->dst_slot = flow_to(h, q->side);
+	src = endpoint_row(q->src_slot);
+	dst = endpoint_row(q->dst_slot);
 	if (!src || !dst || !(src->flags & EP_VALID))
 		return -DROP_NO_ENDPOINT;
 	epoch = READ_ONCE(src->epoch) + READ_ONCE(dst->epoch);
 	barrier();
-	q.src_id = identity_of(&q, src, 0);
-	q.dst_id = identity_of(&q, dst, 1);
-	reply = !!(h->flags & FLOW_OPENER_B) != q.side;
+	q->src_id = identity_of(q, src, 0);
+	q->dst_id = identity_of(q, dst, 1);
+	reply = (h->flags ^ q->side) & FLOW_OPENER_B;
 	if (h->epoch != epoch) {
 		/* Judged, but left to the flow's own packets to record. */
-		ret = judge(ctx, &q, reply);
-		p->rule = q.rule;
+		ret = judge(ctx, q, reply);
+		p->rule = q->rule;
 		if (ret < 0)
 			return ret;
 	} else if (h->flags & FLOW_DENY) {
@@ -325,19 +348,40 @@ __noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
 	return 0;
 }
 
+/*
+ * An ICMP error passes if the packet it quotes belongs to a flow that policy
+ * admits now, if it goes to the side that sent that packet, and if a container
+ * speaks only of packets that were sent to itself.
+ */
+__noinline int related_decide(struct __sk_buff *ctx, struct packet *p)
+{
+	struct packet q = {};
+	int ret;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->state = FLOW_STATE_RELATED;
+	p->dir = slot_is_container(p->src_slot) ? DIR_EGRESS : DIR_INGRESS;
+	ret = parse_quote(ctx, p, &q);
+	if (ret < 0)
+		return ret;
+	resolve(ctx, p);
+	return related_go(ctx, p, &q, flow_find(&q));
+}
+
 static __always_inline int to_multicast(struct packet *p)
 {
 	return p->family == 4 ? ipv4_is_multicast(p->daddr[0]) : ipv6_is_multicast(p->daddr);
 }
 
 /* Loopback, "this network", link-local and multicast: never the sender, nor the receiver (`dst`), of what is routed. */
-__noinline int is_unroutable(struct packet *p, int dst)
+__noinline int is_unroutable(struct packet *p, __u32 dst)
 {
 	__be32 *addr;
 
 	if (!p)
 		return 1;
-	addr = dst ? p->daddr : p->saddr;
+	addr = packet_addr(p, dst);
 	if (p->family == 4)
 		return ipv4_is_unroutable(addr[0]) || ipv4_is_multicast(addr[0]) ||
 		       (addr[0] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
@@ -367,7 +411,7 @@ static __always_inline __u32 packet_size(struct __sk_buff *ctx, struct packet *p
 }
 
 /* Sends to where `dst` (row of `slot`) is, whatever the packet looks like in memory. */
-__noinline int deliver_any(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, int hop)
+__noinline int deliver_any(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, __u32 hop)
 {
 	int ret;
 

@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The slow path is a program of its own: verified once for all that end in it.
- * Programs of a generation share the array that names it; it is filled before
- * the first of them is attached and never changes.
+ * The slow path's stages are programs of their own: verified once for all that end
+ * in them. Programs of a generation share the array that names them; it is filled
+ * before the first of them is attached and never changes.
  */
 #pragma once
 #include "metrics.h"
 #include "packet.h"
 
-/* Ends the program: the slow path goes on, or drops and reports for `reason`. */
-static __always_inline int go_slow(struct __sk_buff *ctx, __u32 from, __u32 slot, __u32 reason)
+/* Ends the program: `stage` (STAGE_*, a constant) goes on, or drops and reports for `reason`. */
+static __always_inline int go_stage(struct __sk_buff *ctx, __u32 stage, __u32 from, __u32 slot, __u32 reason)
 {
 	ctx->cb[CB_SLOT] = slot;
 	ctx->cb[CB_FROM] = from | (reason & 0xff) << 8;
-	bpf_tail_call(ctx, &stages, STAGE_SLOW);
+	bpf_tail_call(ctx, &stages, stage);
 	metrics_count(DROP_MISSED_TAIL_CALL, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, ctx->len);
 	return TC_ACT_SHOT;
+}
+
+static __always_inline int go_slow(struct __sk_buff *ctx, __u32 from, __u32 slot, __u32 reason)
+{
+	return go_stage(ctx, STAGE_SLOW, from, slot, reason);
 }

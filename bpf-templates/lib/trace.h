@@ -35,23 +35,27 @@ static __always_inline int trace_parse(struct __sk_buff *ctx, struct packet *p)
 	return 0;
 }
 
-static __always_inline void trace_report(struct __sk_buff *ctx)
+/* Completes `p` and reports it. Returns what the entry point is to return, or ACT_RECEIVE. */
+__noinline int trace_report(struct __sk_buff *ctx, struct packet *p)
 {
 	__u32 cb = ctx->cb[CB_FROM];
-	struct packet p = {
-		.src_slot = (__u16)(cb >> TRACE_CB_SLOT),
-		.dst_slot = (__u16)ctx->cb[CB_SLOT],
-		.dir = (cb & TRACE_CB_FROM) == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS,
-		.state = cb >> TRACE_CB_REPLY & 1 ? FLOW_STATE_REPLY : FLOW_STATE_ESTABLISHED,
-	};
-	struct endpoint *src = endpoint_row(p.src_slot), *dst = endpoint_row(p.dst_slot);
+	struct endpoint *src, *dst;
 
-	if (!src || !dst ||
-	    !((src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW) &
-	      ~event_quiet(ctx->cb[CB_LAST], ctx->cb[CB_NTH])) ||
-	    trace_parse(ctx, &p) < 0)
-		return;
-	p.src_id = identity_of(&p, src, 0);
-	p.dst_id = identity_of(&p, dst, 1);
-	event_send(ctx, &p, EVENT_TRACE << 8 | trace_point(dst, p.dst_slot));
+	if (!p)
+		return TC_ACT_SHOT;
+	p->src_slot = (__u16)(cb >> TRACE_CB_SLOT);
+	p->dir = (__u8)(DIR_INGRESS + (cb >> TRACE_CB_EGRESS & 1) * (DIR_EGRESS - DIR_INGRESS));
+	p->state = (__u8)(FLOW_STATE_ESTABLISHED +
+			  (cb >> TRACE_CB_REPLY & 1) * (FLOW_STATE_REPLY - FLOW_STATE_ESTABLISHED));
+	src = endpoint_row(p->src_slot);
+	dst = endpoint_row(p->dst_slot);
+	if (src && dst &&
+	    (src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW) &
+		    ~event_quiet(ctx->cb[CB_LAST], ctx->cb[CB_NTH]) &&
+	    trace_parse(ctx, p) >= 0) {
+		p->src_id = identity_of(p, src, 0);
+		p->dst_id = identity_of(p, dst, 1);
+		event_send(ctx, p, EVENT_TRACE << 8 | trace_point(dst, p->dst_slot));
+	}
+	return cb >> TRACE_CB_RECEIVE & 1 ? ACT_RECEIVE : TC_ACT_REDIRECT;
 }

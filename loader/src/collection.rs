@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use libbpf_rs::{ObjectBuilder, OpenObject};
 use pilus_model::abi::{STAGE_MAP, map};
@@ -33,6 +33,8 @@ pub struct LoadOptions<'a> {
     /// Programs of the object that are stages themselves: their slots and names. They are put into `stages`, and that is pinned
     /// beside them.
     pub stage: &'a [(u32, &'a str)],
+    /// Programs that are loaded beside the others, all together, on a processor of their own.
+    pub apart: &'a [&'a str],
 }
 
 /// A loaded program.
@@ -146,38 +148,17 @@ impl Collection {
     /// Every program loads with the type that its section names and attach type 0, which is what lets tcx, clsact and
     /// tail-call arrays share them.
     pub fn load(fs: &BpfFs, elf: &[u8], options: &LoadOptions<'_>) -> Result<Self> {
-        let (opened, said) = log::capture(|| {
-            let mut builder = ObjectBuilder::default();
-            builder.name(options.name)?.pin_root_path(fs.maps())?.open_memory(elf)
-        });
-        let mut object = opened.map_err(|e| load_error(options.name, errno(&e), &said))?;
-        // Two loads that both miss a map would both make it. Held from the look at the pins until they are made.
-        static MAKING_MAPS: Mutex<()> = Mutex::new(());
-        let guard = MAKING_MAPS.lock().unwrap_or_else(PoisonError::into_inner);
-        let all_pinned = fit_maps(fs, &mut object, options)?;
-        let _guard = if all_pinned {
-            // Loads go on side by side: it would live to the end of this function.
-            drop(guard);
-            None
+        let programs = if options.apart.is_empty() {
+            load_programs(fs, elf, options, |_| true)?
         } else {
-            Some(guard)
+            // libbpf loads one program of an object after the other, so each thread has an object of its own.
+            std::thread::scope(|scope| {
+                let beside = scope.spawn(|| load_programs(fs, elf, options, |name| options.apart.contains(&name)));
+                let mut programs = load_programs(fs, elf, options, |name| !options.apart.contains(&name))?;
+                programs.extend(beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+                Ok(programs)
+            })?
         };
-
-        let (loaded, said) = log::capture(|| sys::object_load(object));
-        let object = loaded.map_err(|errno| load_error(options.name, errno, &said))?;
-        let mut programs = Vec::new();
-        for prog in object.progs() {
-            if !prog.autoload() {
-                continue;
-            }
-            let name = prog.name().to_string_lossy();
-            let fd = prog.as_fd().try_clone_to_owned().map_err(|e| Error::Program {
-                program: name.clone().into_owned(),
-                action: "keep",
-                errno: e.raw_os_error().unwrap_or(libc::EMFILE),
-            })?;
-            programs.push(Program::from_fd(fd, Some(&name))?);
-        }
         let collection = Self { programs };
         for (slot, name) in options.stage {
             let invalid = |reason| Error::Invalid { field: "stage", reason };
@@ -240,6 +221,71 @@ impl Collection {
         }
         stages.map_or(Ok(()), |s| s.pin(dir))
     }
+}
+
+/// One of as many turns as there are processors. The verifier needs nothing but a processor: of more loads than that, those
+/// that began first are to end first, and not all of them late.
+struct Turn;
+
+static TURNS_TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Turn {
+    fn take() -> Self {
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let taken = TURNS_TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *TURNS_TAKEN.1.wait_while(taken, |n| *n >= all).unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS_TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        TURNS_TAKEN.1.notify_one();
+    }
+}
+
+/// Loads those programs of an object that are wanted.
+fn load_programs(fs: &BpfFs, elf: &[u8], options: &LoadOptions<'_>, wanted: impl Fn(&str) -> bool) -> Result<Vec<Program>> {
+    let _turn = Turn::take();
+    let (opened, said) = log::capture(|| {
+        let mut builder = ObjectBuilder::default();
+        builder.name(options.name)?.pin_root_path(fs.maps())?.open_memory(elf)
+    });
+    let mut object = opened.map_err(|e| load_error(options.name, errno(&e), &said))?;
+    // Two loads that both miss a map would both make it. Held from the look at the pins until they are made.
+    static MAKING_MAPS: Mutex<()> = Mutex::new(());
+    let guard = MAKING_MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+    let all_pinned = fit_maps(fs, &mut object, options)?;
+    let _guard = if all_pinned {
+        // Loads go on side by side: it would live to the end of this function.
+        drop(guard);
+        None
+    } else {
+        Some(guard)
+    };
+
+    for mut prog in object.progs_mut() {
+        if !wanted(&prog.name().to_string_lossy()) {
+            prog.set_autoload(false);
+        }
+    }
+    let (loaded, said) = log::capture(|| sys::object_load(object));
+    let object = loaded.map_err(|errno| load_error(options.name, errno, &said))?;
+    let mut programs = Vec::new();
+    for prog in object.progs() {
+        if !prog.autoload() {
+            continue;
+        }
+        let name = prog.name().to_string_lossy();
+        let fd = prog.as_fd().try_clone_to_owned().map_err(|e| Error::Program {
+            program: name.clone().into_owned(),
+            action: "keep",
+            errno: e.raw_os_error().unwrap_or(libc::EMFILE),
+        })?;
+        programs.push(Program::from_fd(fd, Some(&name))?);
+    }
+    Ok(programs)
 }
 
 /// Points every shared map of the object at its pin and gives it the size that it has, or is to have, there. Whether all of

@@ -94,6 +94,29 @@ fn two_loads_at_once_share_what_they_make() {
     });
 }
 
+/// What is loaded apart is of the same collection and uses the same tables; if either part is refused, nothing is left.
+#[test]
+fn programs_are_loaded_apart() {
+    with_fs(|fs| {
+        let pin = fs.objects().join("apart");
+        let options = LoadOptions { name: "apart", apart: &["drop"], pin: Some(pin.clone()), ..Default::default() };
+        let all = Collection::load(&fs, &compile(BASIC), &options).unwrap();
+        assert_eq!((all.programs.len(), fs.names(&pin).unwrap().len()), (4, 4));
+        all.program("drop").unwrap().test_run(&[0; 64], None, 1).unwrap();
+        assert_eq!(PinnedMap::<u32, u64>::open(&fs, "t_hash").unwrap().get(&9).unwrap(), Some(64));
+        let elf = compile(
+            "SEC(\"tc\") int fine(struct __sk_buff *ctx) { return 0; }
+             SEC(\"tc\") int broken(struct __sk_buff *ctx) { return *(volatile u32 *)(unsigned long)ctx->mark; }",
+        );
+        for apart in [&["fine"], &["broken"]] {
+            let pin = fs.objects().join("refused");
+            let refused = Collection::load(&fs, &elf, &LoadOptions { apart, pin: Some(pin.clone()), ..options.clone() }).unwrap_err();
+            assert!(matches!(&refused, Error::Load { program, .. } if program == "broken"), "{refused}");
+            assert!(!pin.exists());
+        }
+    });
+}
+
 #[test]
 fn drift_is_refused_and_nothing_loaded() {
     with_fs(|fs| {

@@ -5,7 +5,7 @@ use pilus_api::types::ProgramModel;
 use pilus_codegen::{Build, BuildError, EmbeddedObject, Features, NodeConfig, ObjectCache, ObjectKey, Rendered, Templates, shape_key};
 use pilus_loader::collection::{Collection, LoadOptions, Program};
 use pilus_loader::{Error, bpffs::BpfFs, stages::Stages};
-use pilus_model::abi::STAGES_OF_SLOW;
+use pilus_model::abi::{STAGES_APART, STAGES_OF_SLOW};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -183,7 +183,8 @@ impl Programs {
         let (fs, slow) = (self.fs.clone(), Arc::clone(slow));
         tokio::task::spawn_blocking(move || {
             let name = object.program.as_str();
-            let options = LoadOptions { name, pin: Some(pin), stages: Some(&slow.stages), stage, ..LoadOptions::default() };
+            let apart = if stage.is_empty() { &[] } else { STAGES_APART };
+            let options = LoadOptions { name, pin: Some(pin), stages: Some(&slow.stages), stage, apart, ..LoadOptions::default() };
             Collection::load(&fs, &object.bytes, &options)
         })
         .await

@@ -10,13 +10,16 @@ c_consts! {
         STAGE_SLOTS = 4;
         /// Whatever the fast path leaves.
         STAGE_SLOW = 0;
-        /// Reports a packet that the fast path has sent on its way.
-        STAGE_TRACE = 1;
+        /// Masquerading, and its answers.
+        STAGE_NAT = 1;
     }
 }
 
 /// The stages' programs, all of the slow path's object.
-pub const STAGES_OF_SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path"), (STAGE_TRACE, "trace")];
+pub const STAGES_OF_SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path"), (STAGE_NAT, "nat_path")];
+
+/// Those of them that are about as much work for the verifier as all others together: loaded beside them.
+pub const STAGES_APART: &[&str] = &["nat_path"];
 
 c_consts! {
     /// Sizes and slots.

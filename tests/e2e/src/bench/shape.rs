@@ -8,7 +8,7 @@ use pilus_codegen::{Build, Clang, EndpointConfig, Features, NodeConfig, Template
 use pilus_loader::bpffs::BpfFs;
 use pilus_loader::collection::{Collection, LoadOptions};
 use pilus_loader::stages::Stages;
-use pilus_model::abi::STAGES_OF_SLOW;
+use pilus_model::abi::{STAGES_APART, STAGES_OF_SLOW};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -91,9 +91,9 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
         // Side by side, as the agent does.
         let loaded = std::thread::scope(|scope| {
             let load = |(name, elf): &(&'static str, Vec<u8>)| {
-                let stage: &[_] = if *name == "slow" { STAGES_OF_SLOW } else { &[] };
+                let (stage, apart): (&[_], &[_]) = if *name == "slow" { (STAGES_OF_SLOW, STAGES_APART) } else { (&[], &[]) };
                 let pin = Some(fs.objects().join(format!("bench_{name}")));
-                let options = LoadOptions { name, pin, stages: Some(&stages), stage, ..LoadOptions::default() };
+                let options = LoadOptions { name, pin, stages: Some(&stages), stage, apart, ..LoadOptions::default() };
                 Collection::load(&fs, elf, &options).map(|c| (*name, ms(since), c))
             };
             let tasks: Vec<_> = objects.iter().map(|o| scope.spawn(move || load(o))).collect();
