@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use libbpf_rs::{ObjectBuilder, OpenObject};
 use pilus_model::abi::{STAGE_MAP, map};
@@ -231,7 +231,8 @@ static TURNS_TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
 impl Turn {
     fn take() -> Self {
-        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        static ALL: OnceLock<usize> = OnceLock::new();
+        let all = *ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
         let taken = TURNS_TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner);
         *TURNS_TAKEN.1.wait_while(taken, |n| *n >= all).unwrap_or_else(PoisonError::into_inner) += 1;
         Self
@@ -321,11 +322,13 @@ fn fit_maps(fs: &BpfFs, object: &mut OpenObject, options: &LoadOptions<'_>) -> R
         let set = |map: &mut libbpf_rs::OpenMapMut<'_>, n| {
             map.set_max_entries(n).map_err(|e| Error::Map { map: name.clone(), action: "size", errno: errno(&e) })
         };
-        match maps::pinned_info(&path)? {
-            Some(info) => {
+        match maps::pinned(&path)? {
+            Some(pinned) => {
                 // The object is checked against the pin, also for maps that abi does not know.
-                found.check(&name, &maps::Shape::found(&info))?;
-                set(&mut map, info.max_entries)?;
+                found.check(&name, &maps::Shape::found(&pinned.info))?;
+                map.reuse_fd(pinned.fd.as_fd()).map_err(|e| Error::Map { map: name, action: "use", errno: errno(&e) })?;
+                sys::forget_pin_path(&mut map);
+                continue;
             }
             None => {
                 all_pinned = false;
@@ -357,8 +360,8 @@ fn uses_pinned_maps(fs: &BpfFs, program: &Program, stages: Option<&Stages>) -> R
             }
             continue;
         }
-        match maps::pinned_info(&fs.maps().join(&info.name))? {
-            Some(pinned) if pinned.id != id => return Ok(false),
+        match maps::pinned(&fs.maps().join(&info.name))? {
+            Some(pinned) if pinned.info.id != id => return Ok(false),
             None if maps::definition(&info.name).is_some() => return Ok(false),
             _ => {}
         }

@@ -88,9 +88,9 @@ pub(crate) fn definition(name: &str) -> Option<&'static MapDef> {
 }
 
 /// What is pinned there, None if nothing is.
-pub(crate) fn pinned_info(path: &Path) -> Result<Option<MapInfo>> {
+pub(crate) fn pinned(path: &Path) -> Result<Option<MapFd>> {
     match sys::obj_get(path) {
-        Ok(fd) => sys::map_info(fd.as_fd()).map(Some).map_err(|e| Error::pin("read information about the map", path, e)),
+        Ok(fd) => MapFd::new(fd).map(Some).map_err(|e| Error::pin("read information about the map", path, e)),
         Err(libc::ENOENT) => Ok(None),
         Err(e) => Err(Error::pin("open the map", path, e)),
     }
@@ -128,8 +128,8 @@ pub fn create_all(fs: &BpfFs, max_entries: &[(&str, u32)]) -> Result<Vec<&'stati
     // All are compared before any is made: drift leaves everything as it was.
     let mut missing = Vec::new();
     for def in MAPS {
-        match pinned_info(&fs.maps().join(def.name))? {
-            Some(info) => Shape::of(def).check(def.name, &Shape::found(&info))?,
+        match pinned(&fs.maps().join(def.name))? {
+            Some(map) => Shape::of(def).check(def.name, &Shape::found(&map.info))?,
             None => missing.push(def),
         }
     }

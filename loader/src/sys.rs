@@ -221,6 +221,13 @@ pub(crate) fn has_pin_path(map: &libbpf_rs::OpenMapMut<'_>) -> bool {
     !unsafe { bpf::bpf_map__pin_path(map.as_ptr()) }.is_null()
 }
 
+/// Has a map that uses a descriptor not look for its pin once more.
+pub(crate) fn forget_pin_path(map: &mut libbpf_rs::OpenMapMut<'_>) {
+    let map = libbpf_rs::AsRawLibbpf::as_libbpf_object(map);
+    // SAFETY: the pointer is that of a map whose object `map` borrows. Nothing can fail without a new path.
+    unsafe { bpf::bpf_map__set_pin_path(map.as_ptr(), std::ptr::null()) };
+}
+
 /// Loads an opened object. (libbpf-rs's own `load` keeps the errno to itself.)
 pub(crate) fn object_load(object: libbpf_rs::OpenObject) -> Result<libbpf_rs::Object, Errno> {
     let ptr = libbpf_rs::AsRawLibbpf::as_libbpf_object(&object);
