@@ -237,7 +237,7 @@ fn too_many_flows_break_no_verdict() {
         // Behind all of these.
         Talk::udp(&client, &web, family, 8700).exchange(3).expect("exchange");
         let broken = told.iter().filter(|t| !has_come(t)).count();
-        let heard: usize = near.iter().map(|s| drain(s)).sum();
+        let heard: usize = near.iter().map(drain).sum();
         println!(
             "{family:?}: {ENTRIES} entries, {} flows: {evicted} of {} idle TCP connections evicted; of those whose server spoke first {broken} of {} \
              broken; {} of {} late answers dropped",
