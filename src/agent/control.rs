@@ -48,6 +48,9 @@ pub enum ControlError {
     Refused(String),
     #[error("address {ip} belongs to node {by}; take it from that one first")]
     AddressTaken { ip: IpAddr, by: String },
+    /// What is in the way is deleted, and soon gone.
+    #[error(transparent)]
+    Leaving(Box<ControlError>),
     #[error("the agent is stopping")]
     Stopping,
 }
@@ -146,6 +149,8 @@ pub struct Initial {
 #[derive(Clone)]
 pub struct Readers {
     pub endpoints: Reader<EndpointId, EndpointSpec>,
+    /// Deleted, and not yet gone from the kernel: until then nobody gets what is theirs.
+    pub leaving: Reader<EndpointId, Arc<EndpointRecord>>,
     /// Endpoints as they are about to be; `None`: removed.
     pub planned: Reader<EndpointId, Option<Arc<EndpointRecord>>>,
     pub policies: Reader<u32, PolicySpec>,
@@ -196,6 +201,7 @@ pub struct World {
     /// Rules, identities or endpoints changed since the last `settle`.
     dirty: bool,
     endpoints: Writer<EndpointId, EndpointSpec>,
+    leaving: Writer<EndpointId, Arc<EndpointRecord>>,
     planned: Writer<EndpointId, Option<Arc<EndpointRecord>>>,
     policies: Writer<u32, PolicySpec>,
     ipcache: Writer<IpcachePrefix, IpcacheSpec>,
@@ -211,6 +217,7 @@ impl World {
     /// Restores what was: after this the tables are complete, so reconcilers may prune.
     pub fn new(initial: Initial) -> (Self, Readers) {
         let (endpoints, r_endpoints) = table();
+        let (leaving, r_leaving) = table();
         let (planned, r_planned) = table();
         let (policies, r_policies) = table();
         let (ipcache, r_ipcache) = table();
@@ -222,6 +229,7 @@ impl World {
         let (status, r_status) = table();
         let readers = Readers {
             endpoints: r_endpoints,
+            leaving: r_leaving,
             planned: r_planned,
             policies: r_policies,
             ipcache: r_ipcache,
@@ -249,6 +257,7 @@ impl World {
             pending: BTreeMap::new(),
             dirty: true,
             endpoints,
+            leaving,
             planned,
             policies,
             ipcache,
@@ -327,6 +336,9 @@ impl World {
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
+                    if statuses.has_changed().unwrap_or_default() {
+                        self.see(&mut statuses, &mut addresses);
+                    }
                     let mut after = self.apply(event);
                     // What is queued already is resolved together.
                     while let Ok(event) = events.try_recv() {
@@ -357,7 +369,7 @@ impl World {
         match event {
             Event::Add(add, reply) => match self.add(add) {
                 Ok((record, existed)) => after.push(Box::new(move |w| w.accept(record.id, existed, reply))),
-                Err(e) => drop(reply.send(Err(e))),
+                Err(e) => drop(reply.send(Err(self.in_the_way(e)))),
             },
             Event::Delete(endpoint, reply) => {
                 let id = self.find(&endpoint).map(|r| r.id);
@@ -458,8 +470,8 @@ impl World {
                 after.push(Box::new(move |w| drop(reply.send(Ok(w.endpoints.reader().snapshot().revision)))));
             }
             Event::HostAddresses(addresses) => self.host_addresses(addresses.into_iter().collect()),
-            Event::ReserveAddress(v6, v4, reply) => drop(reply.send(self.ipam.reserve(v6, v4).map_err(ControlError::from))),
-            Event::ReserveExact(ip, reply) => drop(reply.send(self.ipam.reserve_exact(ip).map_err(ControlError::from))),
+            Event::ReserveAddress(v6, v4, reply) => drop(reply.send(self.ipam.reserve(v6, v4).map_err(|e| self.in_the_way(e.into())))),
+            Event::ReserveExact(ip, reply) => drop(reply.send(self.ipam.reserve_exact(ip).map_err(|e| self.in_the_way(e.into())))),
             Event::ReleaseAddress(ip, reply) => {
                 self.ipam.release_reserved(ip);
                 drop(reply.send(Ok(())));
@@ -507,6 +519,9 @@ impl World {
             if r.netns == add.netns && r.ifname == add.ifname {
                 return Err(ControlError::InterfaceTaken { netns: add.netns, ifname: add.ifname, by: r.id });
             }
+        }
+        if let Some((by, _)) = self.leaving.rows().iter().find(|(_, r)| r.netns == add.netns && r.ifname == add.ifname) {
+            return Err(ControlError::InterfaceTaken { netns: add.netns, ifname: add.ifname, by: *by });
         }
         let ipv6 = self.ipam.take_reserved_v6(add.ipv6)?;
         let undo6 = |ipam: &mut Ipam| ipam.release(None, Some(ipv6), None);
@@ -579,7 +594,8 @@ impl World {
         self.wanted.remove(&id);
         self.planned.remove(&id);
         self.forget_identity(r.identity);
-        self.ipam.release(Some(id.0), Some(r.ipv6), r.any_ipv4());
+        self.leaving.upsert(id, Arc::clone(r));
+        self.release_gone();
         self.dirty = true;
     }
 

@@ -170,7 +170,7 @@ async fn add(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Valu
 async fn del(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Option<Value>, Error> {
     let name = format!("name:{}", conf.endpoint(&attachment.container, &attachment.ifname));
     let what = format!("cannot disconnect {} of container {}", attachment.ifname, attachment.container);
-    agent.call(|| agent.client.delete_endpoint(&name)).await.map_err(|e| failure(&what, &e))?;
+    agent.call(|| agent.client.delete_endpoint(&name, true)).await.map_err(|e| failure(&what, &e))?;
     Ok(None)
 }
 
@@ -222,7 +222,7 @@ async fn gc(agent: &Agent, conf: &Conf) -> Result<Option<Value>, Error> {
     let mut failed = None;
     for name in endpoints.into_iter().map(|e| e.name).filter(|n| conf.is_ours(n) && !valid.contains(n)) {
         let name = format!("name:{name}");
-        if let Err(e) = agent.call(|| agent.client.delete_endpoint(&name)).await {
+        if let Err(e) = agent.call(|| agent.client.delete_endpoint(&name, true)).await {
             failed.get_or_insert(failure(&what, &e));
         }
     }

@@ -55,7 +55,7 @@ async fn bring_up(driver: &Driver, model: &EndpointModel, endpoint: &str, known:
     if !lock(&driver.made).contains(endpoint) && !driver.docker.knows(endpoint).await? {
         // Docker gives back what it remembers; of the rest nobody will ever speak again.
         let name = reference(endpoint);
-        driver.agent.call(|| driver.agent.client.delete_endpoint(&name)).await.map_err(|e| e.to_string())?;
+        driver.agent.call(|| driver.agent.client.delete_endpoint(&name, true)).await.map_err(|e| e.to_string())?;
         lock(&driver.joined).remove(endpoint);
         tracing::info!(endpoint, "removed: Docker does not know it any more");
     }

@@ -304,7 +304,8 @@ impl Driver {
     async fn delete_endpoint(&self, request: &Value) -> Result<Value> {
         let endpoint = needed(request, "EndpointID")?;
         let name = reference(endpoint);
-        let deleted = self.agent.call(|| self.agent.client.delete_endpoint(&name)).await;
+        // What is left to do the agent does; nobody gets the container's addresses before.
+        let deleted = self.agent.call(|| self.agent.client.delete_endpoint(&name, false)).await;
         deleted.map_err(|e| e.to_string())?;
         lock(&self.made).remove(endpoint);
         lock(&self.joined).remove(endpoint);

@@ -3,6 +3,7 @@
 //! it brings, while what runs is as it was. Then it is made, or taken back whole.
 
 use super::{Accepted, Answer, ControlError, Event, Reply, World};
+use crate::ipam::IpamError;
 use crate::state::EndpointRecord;
 use crate::table::Revision;
 use pilus_model::endpoint::{EndpointId, EndpointRef};
@@ -130,5 +131,28 @@ impl World {
             self.forget_identity(held);
         }
         waiting.into_iter().flat_map(|event| self.apply(event)).collect()
+    }
+
+    /// What endpoints had that are gone from the kernel others may have.
+    pub(super) fn release_gone(&mut self) {
+        let there = Arc::clone(&self.outside.seen.endpoints);
+        let gone: Vec<_> =
+            self.leaving.rows().iter().filter(|(id, _)| !there.contains_key(id)).map(|(id, r)| (*id, Arc::clone(r))).collect();
+        for (id, r) in &gone {
+            self.ipam.release(Some(id.0), Some(r.ipv6), r.any_ipv4());
+            self.leaving.remove(id);
+        }
+    }
+
+    /// Tells apart what is taken from what will be free without anybody's doing.
+    pub(super) fn in_the_way(&self, e: ControlError) -> ControlError {
+        let leaving = self.leaving.rows();
+        let soon = match &e {
+            ControlError::InterfaceTaken { by, .. } => leaving.contains_key(by),
+            ControlError::Ipam(IpamError::Taken(ip)) => leaving.values().any(|r| r.addresses().any(|of| of.to_string() == *ip)),
+            ControlError::Ipam(IpamError::Exhausted(_)) => !leaving.is_empty(),
+            _ => false,
+        };
+        if soon { ControlError::Leaving(Box::new(e)) } else { e }
     }
 }

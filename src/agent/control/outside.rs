@@ -266,6 +266,7 @@ impl World {
         self.outside.seen =
             Seen { endpoints: Arc::clone(&endpoints.borrow_and_update()), addresses: Arc::clone(&addresses.borrow_and_update()) };
         self.learn(&Arc::clone(&self.outside.seen.endpoints));
+        self.release_gone();
         self.advance();
         self.settle();
     }

@@ -311,3 +311,33 @@ fn a_row_is_whose_it_is() {
     world.settle();
     assert!(of(other) != id && of(claimed) == id);
 }
+
+/// Who was deleted has its addresses and its slot until the kernel has nothing left of it.
+#[test]
+fn what_is_leaving_keeps_its_place() {
+    let (mut world, readers) = world();
+    let told = |world: &mut World, ids: &[EndpointId]| {
+        let all = ids.iter().map(|id| (*id, Status::Done(Revision(1)))).collect();
+        let (_a, mut endpoints) = tokio::sync::watch::channel(Arc::new(all));
+        let (_b, mut addresses) = tokio::sync::watch::channel(Arc::default());
+        world.see(&mut endpoints, &mut addresses);
+    };
+    let old = world.add(endpoint("a")).unwrap().0;
+    world.settle();
+    told(&mut world, &[old.id]);
+    world.delete(old.id);
+    world.settle();
+    let again = || AddEndpoint { ipv6: Some(old.ipv6), ipv4: Wish::Exact(old.ipv4.unwrap()), ..endpoint("b") };
+    let refused = world.add(again()).map_err(|e| world.in_the_way(e));
+    assert!(matches!(&refused, Err(ControlError::Leaving(why)) if matches!(**why, ControlError::Ipam(IpamError::Taken(_)))));
+    let refused = world.add(endpoint("a")).map_err(|e| world.in_the_way(e));
+    assert!(matches!(&refused, Err(ControlError::Leaving(why)) if matches!(**why, ControlError::InterfaceTaken { .. })));
+    assert!(readers.leaving.snapshot().rows.contains_key(&old.id));
+    told(&mut world, &[]);
+    assert!(readers.leaving.snapshot().rows.is_empty());
+    let new = world.add(again()).unwrap().0;
+    assert_eq!((new.ipv6, new.ipv4), (old.ipv6, old.ipv4));
+    // The kernel never had it: there is nothing to wait for.
+    world.delete(new.id);
+    assert!(readers.leaving.snapshot().rows.is_empty());
+}

@@ -3,7 +3,7 @@
 
 use super::{App, Body, Failure, ask, persisted};
 use crate::agent::Agent;
-use crate::control::{Accepted, AddEndpoint, Change, Event, Planned, find_endpoint};
+use crate::control::{Accepted, AddEndpoint, Change, ControlError, Event, Planned, Reply, find_endpoint};
 use crate::ipam::Wish;
 use crate::reconcile::Status;
 use crate::state::{EndpointRecord, EndpointSpec, IpcachePrefix, Trace};
@@ -22,6 +22,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a request waits for an endpoint to be realised: longer than the compiler may take.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -369,7 +370,7 @@ pub async fn add(
     if agent.devices.lock().await.is_none() {
         return Err(Failure::failed("everything is being removed from this node; start the agent again"));
     }
-    let accepted = ask(&agent, |reply| Event::Add(add, reply)).await?;
+    let accepted = ask_for_place(&agent, |reply| Event::Add(add.clone(), reply)).await?;
     let mut done = persisted(&agent, |p| p.endpoints >= accepted.revision).await;
     if done.is_ok() && wait.wait.unwrap_or(true) {
         done = realised(&agent, &accepted).await;
@@ -385,6 +386,25 @@ pub async fn add(
     }
     let status = if accepted.existed { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(answer(&agent, &accepted).await?)).into_response())
+}
+
+/// Asks for a place on the node. Where one who was deleted has not quite left it, the request waits.
+pub async fn ask_for_place<T>(agent: &Agent, event: impl Fn(Reply<T>) -> Event) -> Result<T, ControlError> {
+    let end = Instant::now() + PATIENCE;
+    let mut leaving = agent.readers.leaving.clone();
+    loop {
+        leaving.take();
+        match ask(agent, &event).await {
+            Err(ControlError::Leaving(why)) => match tokio::time::timeout_at(end, leaving.changed()).await {
+                // Where everything is removed, all leave and nobody comes.
+                Ok(true) if agent.devices.lock().await.is_none() => return Err(*why),
+                Ok(true) => {}
+                Ok(false) => return Err(ControlError::Stopping),
+                Err(_) => return Err(*why),
+            },
+            answer => return answer,
+        }
+    }
 }
 
 /// Waits until nothing of a deleted endpoint is left. Another one may have its slot already: where that one is done, nothing
@@ -434,13 +454,15 @@ async fn make(agent: &Agent, planned: Planned, deletes: bool) -> Result<Accepted
     Ok(accepted)
 }
 
-pub async fn delete(State(agent): State<App>, Path(id): Path<String>) -> Result<Response, Failure> {
+pub async fn delete(State(agent): State<App>, Path(id): Path<String>, Query(wait): Query<Wait>) -> Result<Response, Failure> {
     let deleted = match change(&agent, reference(&id)?, Change::Delete).await {
         Ok(accepted) => accepted.record.id,
         Err(Failure(StatusCode::NOT_FOUND, _)) => return Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "false")]).into_response()),
         Err(e) => return Err(e),
     };
-    gone(&agent, deleted).await?;
+    if wait.wait.unwrap_or(true) {
+        gone(&agent, deleted).await?;
+    }
     Ok((StatusCode::NO_CONTENT, [("pilus-deleted", "true")]).into_response())
 }
 

@@ -69,6 +69,7 @@ impl From<ControlError> for Failure {
             ControlError::AddressTaken { .. } => {
                 Self(StatusCode::CONFLICT, ApiError { code: "conflict".into(), message: e.to_string(), field: Some("addresses".into()) })
             }
+            ControlError::Leaving(e) => (*e).into(),
             ControlError::Identity(_) | ControlError::Stopping => Self::failed(e),
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Health, configuration, identities, addresses, clean-up.
 
+use super::endpoint::ask_for_place;
 use super::{App, Body, Failure, ask};
 use crate::agent::Agent;
 use crate::cleanup;
@@ -190,7 +191,7 @@ pub async fn ipam_any(State(agent): State<App>, Query(f): Query<Families>) -> Re
     if !matches!(f.v6.as_deref(), None | Some("auto" | "true")) {
         return Err(Failure::invalid("v6", "takes auto: every container has an IPv6 address"));
     }
-    let (ipv6, ipv4) = ask(&agent, |reply| Event::ReserveAddress(None, v4, reply)).await?;
+    let (ipv6, ipv4) = ask_for_place(&agent, |reply| Event::ReserveAddress(None, v4, reply)).await?;
     Ok((StatusCode::CREATED, Json(IpamModel { ipv6, ipv4 })))
 }
 
@@ -200,7 +201,7 @@ fn address(text: &str) -> Result<IpAddr, Failure> {
 
 pub async fn ipam_exact(State(agent): State<App>, Path(ip): Path<String>) -> Result<(StatusCode, Json<IpamModel>), Failure> {
     let ip = address(&ip)?;
-    let model = ask(&agent, |reply| Event::ReserveExact(ip, reply)).await?;
+    let model = ask_for_place(&agent, |reply| Event::ReserveExact(ip, reply)).await?;
     Ok((StatusCode::CREATED, Json(IpamModel { ipv6: model.0, ipv4: model.1 })))
 }
 

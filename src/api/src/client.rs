@@ -132,9 +132,10 @@ impl Client {
         self.call(Method::PATCH, &endpoint_path(id, ""), Some(options)).await
     }
 
-    /// `DELETE /v1/endpoint/{id}`: whether there was one.
-    pub async fn delete_endpoint(&self, id: &str) -> Result<bool, ClientError> {
-        let headers = self.call_empty(Method::DELETE, &endpoint_path(id, "")).await?;
+    /// `DELETE /v1/endpoint/{id}`: whether there was one; with `wait`, answers when nothing is left of it.
+    pub async fn delete_endpoint(&self, id: &str, wait: bool) -> Result<bool, ClientError> {
+        let target = query(&endpoint_path(id, ""), &[("wait", wait.to_string())]);
+        let headers = self.call_empty(Method::DELETE, &target).await?;
         Ok(headers.get(DELETED_HEADER).is_none_or(|value| value != "false"))
     }
 

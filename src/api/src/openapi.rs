@@ -63,6 +63,7 @@ fn endpoint(doc: &mut Document) {
         .fails(&[400, 404])
         .done();
     doc.route("delete", one, "deleteEndpoint", "Disconnects an endpoint")
+        .query("wait", "boolean", false, "Answer when nothing is left of it (default), not when it is sure that nothing will be")
         .empty(204, "Gone; the header pilus-deleted is false if there was none")
         .header(crate::client::DELETED_HEADER, "false if there was no such endpoint")
         .fails(&[400])

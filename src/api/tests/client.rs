@@ -52,7 +52,7 @@ async fn client_and_document_know_the_same_operations() {
     }
     call! {
         c.status(), c.config(), c.set_config(options.clone()), c.endpoints(), c.endpoint("1"), c.put_endpoint(&request, true),
-        c.patch_endpoint("1", &options), c.delete_endpoint("1"), c.endpoint_config("1"), c.set_endpoint_config("1", &options),
+        c.patch_endpoint("1", &options), c.delete_endpoint("1", false), c.endpoint_config("1"), c.set_endpoint_config("1", &options),
         c.endpoint_labels("1"), c.change_labels("1", &LabelsRequest { add: vec![], delete: vec![] }), c.endpoint_log("1"),
         c.endpoint_health("1"), c.endpoint_header("1"), c.regenerate("1"), c.identities(), c.identity(1),
         c.allocate_address(true, false), c.claim_address(ip), c.release_address(ip), c.policy(&[]),
@@ -116,11 +116,14 @@ async fn a_stream_is_cut_at_newlines_wherever_the_chunks_end() {
 #[tokio::test]
 async fn delete_says_whether_there_was_one() {
     let (client, _dir) = serve(|request| match request {
-        "DELETE /v1/endpoint/name:gone" => Response::builder().status(204).header("pilus-deleted", "false").body(Body::empty()).unwrap(),
+        "DELETE /v1/endpoint/name:gone?wait=true" | "DELETE /v1/endpoint/name:gone?wait=false" => {
+            Response::builder().status(204).header("pilus-deleted", "false").body(Body::empty()).unwrap()
+        }
         _ => answer(204, Body::empty()),
     });
-    assert!(!client.delete_endpoint("name:gone").await.unwrap());
-    assert!(client.delete_endpoint("name:web").await.unwrap());
+    assert!(!client.delete_endpoint("name:gone", true).await.unwrap());
+    assert!(!client.delete_endpoint("name:gone", false).await.unwrap());
+    assert!(client.delete_endpoint("name:web", true).await.unwrap());
 }
 
 #[tokio::test]

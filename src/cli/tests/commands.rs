@@ -122,10 +122,11 @@ fn endpoints_are_added() {
 fn endpoints_are_deleted() {
     let agent = Agent::new();
     agent
-        .on("DELETE /v1/endpoint/name:web", 204, "")
-        .on("DELETE /v1/endpoint/name:gone", 204, "absent")
-        .on("DELETE /v1/endpoint/257", 204, "")
-        .on("DELETE /v1/endpoint/258", 409, json!({"code": "conflict", "message": "it is being made"}))
+        .on("DELETE /v1/endpoint/name:web?wait=true", 204, "")
+        .on("DELETE /v1/endpoint/name:gone?wait=true", 204, "absent")
+        .on("DELETE /v1/endpoint/257?wait=true", 204, "")
+        .on("DELETE /v1/endpoint/258?wait=true", 409, json!({"code": "conflict", "message": "it is being made"}))
+        .on("DELETE /v1/endpoint/257?wait=false", 204, "")
         .on("GET /v1/endpoint", 200, json!([endpoint(257, "web"), endpoint(258, "db")]));
     let ran = agent.run(&["endpoint", "delete", "gone", "web"]);
     assert_eq!((ran.status, ran.out.as_str(), ran.err.as_str()), (Some(0), "Deleted endpoint web\n", "note: there is no endpoint gone\n"));
@@ -141,6 +142,8 @@ fn endpoints_are_deleted() {
     assert_eq!((ran.status, ran.out.as_str()), (Some(1), "Deleted endpoint 257\n"));
     assert_eq!(ran.err, "error: endpoint 258: it is being made\n");
     agent.fails(2, &["endpoint", "delete"]);
+    assert_eq!(agent.ok(&["endpoint", "delete", "257", "--no-wait"]), "Deleted endpoint 257\n");
+    assert_eq!(agent.requests().last().unwrap(), "DELETE /v1/endpoint/257?wait=false");
 }
 
 #[test]

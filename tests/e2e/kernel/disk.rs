@@ -107,7 +107,7 @@ fn what_cannot_be_kept_is_not_done() {
     unchanged("an option");
     refused("another build", node.block_on(api.set_endpoint_config("name:client", &option("Build", "own"))));
     unchanged("another build");
-    refused("delete", node.block_on(api.delete_endpoint("name:client")));
+    refused("delete", node.block_on(api.delete_endpoint("name:client", false)));
     unchanged("delete");
     refused("add", node.block_on(api.put_endpoint(&request, true)));
     unchanged("add");

@@ -184,7 +184,7 @@ fn names_are_taken_once() {
     assert_eq!(settled(&node).len(), 1);
     assert!(node.delete("web").expect("delete"));
     assert!(!node.delete("web").expect("delete again"), "nothing was there");
-    assert!(!node.block_on(node.client().delete_endpoint("4242")).expect("delete by number"), "nothing was there");
+    assert!(!node.block_on(node.client().delete_endpoint("4242", true)).expect("delete by number"), "nothing was there");
 }
 
 #[test]
@@ -430,4 +430,40 @@ fn a_full_state_directory_changes_nothing() {
     node.start_agent().expect("start");
     assert_eq!(settled(&node).len(), before.0 + 1);
     assert_eq!(node.block_on(node.client().policy(&[])).expect("policy").rules, before.1.rules);
+}
+
+/// Who does not wait for a removal leaves nothing behind all the same, and who asks for the same place gets it when it is free;
+/// the agent may end in between.
+#[test]
+fn removed_without_waiting() {
+    let mut node = Node::start(NodeOptions::default()).expect("node");
+    let server = node.add("server", &[]).expect("server");
+    let mut both = ["first", "second"].map(|name| Container::new(name).expect("container"));
+    let (v6, v4) = {
+        let (given, _) = put(&node, &wish("probe", &both[0])).expect("put");
+        assert!(node.delete("probe").expect("delete"));
+        (given.ipv6.map(|ip| ip.to_string()), given.ipv4.map(|ip| ip.to_string()))
+    };
+    let request = |container: &Container| EndpointRequest { ipv6: v6.clone(), ipv4: v4.clone(), ..wish("probe", container) };
+    let at_once = |node: &Node| node.block_on(node.client().delete_endpoint("name:probe", false)).expect("delete");
+    for round in 0..10 {
+        let container = &mut both[round / 2 % 2];
+        let (model, created) = put(&node, &request(container)).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        assert!(created && model.ipv6.map(|ip| ip.to_string()) == v6, "round {round}");
+        container.learn(&model);
+        Family::BOTH.into_iter().for_each(|family| ping(container, &server, family));
+        assert!(at_once(&node));
+        assert!(!at_once(&node), "round {round}: it is there no more");
+        if round % 3 == 2 {
+            node.kill_agent().expect("kill");
+            node.start_agent().expect("start");
+        }
+    }
+    let only: Vec<String> = settled(&node).into_iter().map(|e| e.name).collect();
+    assert_eq!(only, ["server"]);
+    until("nothing is left", || {
+        let links = node.links().map_err(|e| e.to_string())?;
+        let ours = links.iter().filter(|l| l.starts_with("plx")).count();
+        if ours == 1 { Ok(()) } else { Err(format!("{links:?}")) }
+    });
 }

@@ -149,7 +149,7 @@ impl Driver {
                 self.known.insert(name, request.labels);
             }
             (0..3, true) => {
-                self.insist("delete", || self.client.delete_endpoint(&reference));
+                self.insist("delete", || self.client.delete_endpoint(&reference, true));
                 self.known.remove(&name);
             }
             (3..6, true) => {

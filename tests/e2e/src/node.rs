@@ -303,7 +303,7 @@ impl Node {
     }
 
     pub fn delete(&self, name: &str) -> Result<bool> {
-        Ok(self.block_on(self.client().delete_endpoint(&format!("name:{name}")))?)
+        Ok(self.block_on(self.client().delete_endpoint(&format!("name:{name}"), true))?)
     }
 
     /// Imports a document and waits until every endpoint enforces it.

@@ -142,6 +142,9 @@ pub struct DeleteArgs {
     /// Do not ask before --all
     #[arg(long)]
     pub yes: bool,
+    /// Return when it is sure that nothing will be left, instead of when nothing is
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 /// How the programs of an endpoint are made.

@@ -125,7 +125,7 @@ async fn delete(client: &Client, out: &mut Output, args: DeleteArgs) -> Result<(
     };
     let mut done = Vec::new();
     for endpoint in endpoints {
-        let answer = client.delete_endpoint(&endpoint).await;
+        let answer = client.delete_endpoint(&endpoint, !args.no_wait).await;
         if let Err(error) = answer {
             if error.is_connect() {
                 return Err(error.into());
