@@ -23,6 +23,9 @@ pub struct Case {
     /// By `namespace/name`.
     #[serde(default)]
     pub services: BTreeMap<String, ServiceFields>,
+    /// Labels of the other node, which is `remote-node`.
+    #[serde(default)]
+    pub node: Vec<String>,
     pub steps: Vec<Step>,
 }
 

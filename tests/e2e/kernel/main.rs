@@ -17,6 +17,7 @@ mod monitor;
 mod nat46;
 mod node;
 mod outside;
+mod preview;
 mod restart;
 mod revoke;
 mod router;

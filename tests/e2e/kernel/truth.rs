@@ -242,6 +242,7 @@ impl<'a> Play<'a> {
     fn row(&mut self, row: &Row, family: Family) -> anyhow::Result<()> {
         let text = |end: &End, at: &Container| match end {
             End::Address(_) => at.ip(family).to_string(),
+            End::Fixed(name) if name == "remote-node" => at.ip(family).to_string(),
             End::Fixed(name) if at.id == 0 => name.clone(),
             _ => format!("name:{}", at.name),
         };
@@ -381,10 +382,15 @@ fn stage(localhost: &str, addresses: &[IpAddr]) -> (Node, HashMap<String, Contai
     let mut far = world.clone();
     far.ipv4 = FAR[0].parse().ok();
     far.ipv6 = FAR[1].parse().expect("address");
-    let request = NodeRequest { addresses: FAR.map(|ip| ip.parse().expect("address")).into(), labels: Vec::new() };
-    node.block_on(node.client().put_node("far", &request)).expect("node");
+    put_far(&node, &[]);
     let ends = [("host", host), ("world", world), ("unknown", nobody), ("remote-node", far)].map(|(name, c)| (name.to_owned(), c));
     (node, ends.into())
+}
+
+/// The other node, as far as this one knows.
+fn put_far(node: &Node, labels: &[String]) {
+    let request = NodeRequest { addresses: FAR.map(|ip| ip.parse().expect("address")).into(), labels: labels.to_vec() };
+    node.block_on(node.client().put_node("far", &request)).expect("node");
 }
 
 /// Plays all cases that `which` takes on one node.
@@ -429,6 +435,9 @@ fn tables(node: &Node, case: &Case, there: bool) {
         };
         let ports: Vec<NamedPort> = if there { ports.iter().map(port).collect() } else { Vec::new() };
         node.block_on(node.client().set_endpoint_ports(&format!("name:{name}"), &ports)).expect("ports");
+    }
+    if !case.node.is_empty() {
+        put_far(node, if there { &case.node } else { &[] });
     }
     for (name, service) in &case.services {
         let request = ServiceRequest {

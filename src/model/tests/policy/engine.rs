@@ -143,7 +143,10 @@ pub fn random_changes(seed: u64, changes: usize) -> usize {
             }
             10 if r.below(4) == 0 => drop(engine.delete_all()),
             10..=13 => {
-                let (id, labels) = (256 + r.below(8) as u32, random_labels(&mut r));
+                let (id, labels) = match r.below(4) {
+                    0 => ((2 << 24) + r.below(3) as u32, oracle::random_node_labels(&mut r)),
+                    _ => (256 + r.below(8) as u32, random_labels(&mut r)),
+                };
                 if r.below(3) == 0 {
                     told.identities.remove(&id);
                     told.peer_ports.remove(&id);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Random documents, and a slow and obvious evaluator over the rules as written.
 
-use pilus_model::identity::NumericIdentity;
+use pilus_model::identity::{NodeIdentities, NumericIdentity};
 use pilus_model::label::{Label, Labels, Source};
 use pilus_model::policy::{
     Direction, EnforcementMode, Entity, Origin, Port, PortNames, PortProtocol, Rule, Section, Service, ServiceRef, Subject,
@@ -41,6 +41,12 @@ pub fn random_labels(r: &mut Random) -> Labels {
         }
     }
     if r.below(4) == 0 { labels.iter().filter(|l| l.key() != NAMESPACE).cloned().collect() } else { labels }
+}
+
+/// Of another node.
+pub fn random_node_labels(r: &mut Random) -> Labels {
+    let own = [&["role=db"][..], &["role=web", "zone=a"], &["role=db", "node:zone=b"]][r.below(3)];
+    NodeIdentities::labels(own).unwrap()
 }
 
 fn random_key<'a>(r: &mut Random) -> &'a str {
@@ -110,6 +116,18 @@ fn random_section(r: &mut Random, from: &str, deny: bool) -> String {
         ];
         fields.push(format!("{from}CIDRSet: [{}]", r.some(2, |r| r.one(&sets).to_owned())));
     }
+    if r.below(8) == 0 {
+        let nodes = [
+            "{}",
+            "{matchLabels: {role: db}}",
+            "{matchLabels: {'node:zone': a}, matchExpressions: [{key: role, operator: NotIn, values: [db]}]}",
+            "{matchExpressions: [{key: zone, operator: Exists}]}",
+            "{matchExpressions: [{key: 'any:zone', operator: DoesNotExist}]}",
+            "{matchLabels: {'k8s:role': db}}",
+            "{matchLabels: {'reserved:host': ''}}",
+        ];
+        fields.push(format!("{from}Nodes: [{}]", r.some(2, |r| r.one(&nodes).to_owned())));
+    }
     if from == "to" && r.below(6) == 0 {
         let services = [
             "{k8sService: {serviceName: one}}",
@@ -169,11 +187,14 @@ impl Who {
     fn in_world(&self) -> bool {
         [2, 9, 10].contains(&self.id) || self.prefix().is_some()
     }
+    fn has(&self, name: &str) -> bool {
+        self.labels.iter().any(|l| l.source() == Source::Reserved && l.key() == name)
+    }
     fn endpoint(&self) -> bool {
         (256..65536).contains(&self.id) || [4, 5].contains(&self.id)
     }
     fn in_cluster(&self) -> bool {
-        (256..65536).contains(&self.id) || [1, 3, 4, 5, 6].contains(&self.id)
+        (256..65536).contains(&self.id) || [1, 3, 4, 5].contains(&self.id) || self.has("remote-node")
     }
 
     /// Values of the labels that a key means.
@@ -183,7 +204,7 @@ impl Who {
                 "all" => self.id != 0,
                 "cluster" => self.in_cluster(),
                 "world" => self.in_world(),
-                name => self.labels.iter().any(|l| l.source() == Source::Reserved && l.key() == name),
+                name => self.has(name),
             };
             return if hit { vec![""] } else { vec![] };
         }
@@ -232,6 +253,12 @@ impl Who {
         self.is(spec) && (reserved || self.endpoint()) && (!scoped || namespace.is_none_or(|n| self.in_namespace(n)))
     }
 
+    /// Keys without a source are those of nodes' own labels.
+    fn is_node(&self, spec: &SelectorSpec) -> bool {
+        let own = self.labels.iter().filter(|l| [Source::Node, Source::Reserved].contains(&l.source())).cloned().collect();
+        (self.has("host") || self.has("remote-node")) && Self { id: self.id, labels: own }.is(spec)
+    }
+
     fn is_entity(&self, entity: Entity) -> bool {
         match entity {
             Entity::All => true,
@@ -242,7 +269,7 @@ impl Who {
             Entity::Ingress => self.id == 8,
             Entity::Cluster => self.in_cluster(),
             Entity::Host => self.id == 1,
-            Entity::RemoteNode => self.id == 6,
+            Entity::RemoteNode => self.has("remote-node"),
             Entity::Health => self.id == 4,
             Entity::Init => self.id == 5,
             Entity::Unmanaged => self.id == 3,
@@ -301,6 +328,7 @@ impl Facts<'_> {
             || section.entities.iter().flatten().any(|e| peer.is_entity(*e))
             || section.cidr.iter().flatten().any(|p| lies(*p))
             || section.cidr_set.iter().flatten().any(|c| lies(c.cidr) && !c.except.iter().any(|e| lies(*e)))
+            || section.nodes.iter().flatten().any(|s| peer.is_node(s))
             || section.services.iter().flatten().any(|s| self.is_service(s, own, peer))
     }
 

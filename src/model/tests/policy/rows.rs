@@ -3,7 +3,7 @@
 
 use super::truth::{self, Case, ENDPOINTS, End, Row};
 use pilus_model::abi::Reserved;
-use pilus_model::identity::NumericIdentity;
+use pilus_model::identity::{NodeIdentities, NumericIdentity};
 use pilus_model::label::Labels;
 use pilus_model::policy::block::{self, BlockVerdict};
 use pilus_model::policy::input::{self, Options};
@@ -15,6 +15,8 @@ use pilus_model::prefix::Prefix;
 use std::collections::{BTreeSet, HashMap};
 
 const FIRST: u32 = 256;
+/// Another node with labels.
+const NODE: NumericIdentity = NumericIdentity((2 << 24) + 7);
 
 fn subject(case: &Case, name: &str) -> Subject {
     let labels = ENDPOINTS.iter().find(|(n, _)| *n == name).map(|(_, labels)| Labels::parse(*labels).unwrap()).unwrap();
@@ -32,6 +34,7 @@ fn party(engine: &Engine, case: &Case, end: &End) -> Party {
             let place = ENDPOINTS.iter().position(|(n, _)| n == name).unwrap();
             Party { identity: NumericIdentity(FIRST + place as u32), subject: Some(subject(case, name)) }
         }
+        End::Fixed(name) if name == "remote-node" && !case.node.is_empty() => Party { identity: NODE, subject: None },
         End::Fixed(name) => {
             let fixed = Reserved::ALL.iter().find(|r| r.text() == name).unwrap_or_else(|| panic!("nobody is {name}"));
             Party { identity: (*fixed).into(), subject: None }
@@ -90,6 +93,9 @@ fn prepared(case: &Case) -> Engine {
         engine.set_identity(id, Some(&subject.labels));
         engine.set_peer_ports(id, subject.ports.clone());
         engine.add_subject(subject);
+    }
+    if !case.node.is_empty() {
+        engine.set_identity(NODE, Some(&NodeIdentities::labels(&case.node).unwrap()));
     }
     let services = case.services.iter().map(|(name, s)| {
         let (namespace, name) = name.split_once('/').unwrap();
