@@ -65,6 +65,7 @@ pub struct AddEndpoint {
     pub labels: Labels,
     pub ipv6: Option<Ipv6Addr>,
     pub ipv4: Wish<Ipv4Addr>,
+    pub ipv4_alone: bool,
     pub mac: Option<[u8; 6]>,
     pub mtu: Option<u16>,
     pub own: Option<bool>,
@@ -507,6 +508,7 @@ impl World {
                     Wish::Exact(ip) => r.ipv4 == Some(ip),
                 };
                 let same = v4
+                    && add.ipv4_alone == r.ipv4_alone
                     && add.ipv6.is_none_or(|ip| r.ipv6 == ip)
                     && add.mac.is_none_or(|mac| r.mac == mac)
                     && add.mtu.is_none_or(|mtu| r.mtu == mtu)
@@ -526,6 +528,10 @@ impl World {
         let ipv6 = self.ipam.take_reserved_v6(add.ipv6)?;
         let undo6 = |ipam: &mut Ipam| ipam.release(None, Some(ipv6), None);
         let ipv4 = self.ipam.take_reserved_v4(add.ipv4).inspect_err(|_| undo6(&mut self.ipam))?;
+        if add.ipv4_alone && ipv4.is_none() {
+            undo6(&mut self.ipam);
+            return Err(ControlError::Refused("there is no IPv4 on this node for an endpoint without IPv6".into()));
+        }
         let slot = self.ipam.take_slot().inspect_err(|_| self.ipam.release(None, Some(ipv6), ipv4))?;
         let identity = match self.identities.allocate(&add.labels) {
             Ok((identity, _)) => identity,
@@ -545,6 +551,7 @@ impl World {
             identity,
             ipv6,
             ipv4,
+            ipv4_alone: add.ipv4_alone,
             nat46: None,
             mac: add.mac.unwrap_or_else(random_mac),
             host_mac: random_mac(),

@@ -27,6 +27,9 @@ pub struct EndpointRecord {
     pub identity: NumericIdentity,
     pub ipv6: Ipv6Addr,
     pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address is set nowhere and told to nobody.
+    #[serde(default)]
+    pub ipv4_alone: bool,
     /// Stands for it among those who have IPv4 alone; it has none then.
     #[serde(default)]
     pub nat46: Option<Ipv4Addr>,
@@ -45,9 +48,12 @@ impl EndpointRecord {
     pub fn any_ipv4(&self) -> Option<Ipv4Addr> {
         self.ipv4.or(self.nat46)
     }
+    pub fn told_ipv6(&self) -> Option<Ipv6Addr> {
+        (!self.ipv4_alone).then_some(self.ipv6)
+    }
     /// All by which others reach it.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        std::iter::once(IpAddr::from(self.ipv6)).chain(self.any_ipv4().map(IpAddr::from))
+        self.told_ipv6().map(IpAddr::from).into_iter().chain(self.any_ipv4().map(IpAddr::from))
     }
     /// What its policy follows from.
     pub fn subject(&self) -> Subject {

@@ -35,6 +35,7 @@ struct Raw {
     socket: Option<PathBuf>,
     mtu: Option<u16>,
     ipv4: Option<String>,
+    ipv6: Option<String>,
     wait_seconds: Option<u64>,
     ipam: Option<Value>,
     runtime_config: Option<BTreeMap<String, Value>>,
@@ -116,6 +117,7 @@ pub struct Conf {
     pub socket: PathBuf,
     pub mtu: Option<u16>,
     pub ipv4: Option<String>,
+    pub ipv6: Option<String>,
     pub wait: Duration,
     pub prev_result: Option<Value>,
     pub valid_attachments: Option<Vec<ValidAttachment>>,
@@ -156,8 +158,10 @@ impl Conf {
         if !good_name(&raw.name) {
             return Err(config(format!("name `{}`: a network's name has letters, digits, `_`, `.` and `-`", raw.name)));
         }
-        if let Some(other) = raw.ipv4.as_deref().filter(|v| !matches!(*v, "auto" | "none")) {
-            return Err(config(format!("ipv4 `{other}`: takes auto or none")));
+        for (key, value) in [("ipv4", &raw.ipv4), ("ipv6", &raw.ipv6)] {
+            if let Some(other) = value.as_deref().filter(|v| !matches!(*v, "auto" | "none")) {
+                return Err(config(format!("{key} `{other}`: takes auto or none")));
+            }
         }
         let socket = raw.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
         if !socket.is_absolute() {
@@ -172,6 +176,7 @@ impl Conf {
             socket,
             mtu: raw.mtu,
             ipv4: raw.ipv4,
+            ipv6: raw.ipv6,
             wait: raw.wait_seconds.map_or(WAIT, Duration::from_secs),
             prev_result: raw.prev_result.filter(|p| !p.is_null()),
             valid_attachments: raw.valid_attachments,

@@ -153,7 +153,7 @@ async fn add(agent: &Agent, conf: &Conf, attachment: &Attachment) -> Result<Valu
         labels: conf.labels(&attachment.args)?,
         ifname: Some(attachment.ifname.clone()),
         ipv4: text(Family::V4).or_else(|| conf.ipv4.clone()),
-        ipv6: text(Family::V6),
+        ipv6: text(Family::V6).or_else(|| conf.ipv6.clone()),
         mac: conf.mac(&attachment.args),
         mtu: conf.mtu,
         container_id: Some(attachment.container.clone()),

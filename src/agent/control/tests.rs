@@ -122,6 +122,7 @@ fn endpoint(name: &str) -> AddEndpoint {
         labels: Labels::parse([format!("app={name}")]).unwrap(),
         ipv6: None,
         ipv4: Wish::Auto,
+        ipv4_alone: false,
         mac: None,
         mtu: None,
         own: None,

@@ -302,8 +302,8 @@ impl EndpointReconciler {
 
     async fn configure(&self, record: &EndpointRecord, peer: u32) -> Result<(), EndpointError> {
         let netns = std::fs::File::open(&record.netns).map_err(|source| EndpointError::Netns { path: record.netns.clone(), source })?;
-        let mut addresses = vec![Prefix { ip: IpAddr::V6(record.ipv6), plen: 128 }];
-        addresses.extend(record.ipv4.map(|ip| Prefix { ip: IpAddr::V4(ip), plen: 32 }));
+        let ipv6 = record.told_ipv6().map(|ip| Prefix { ip: IpAddr::V6(ip), plen: 128 });
+        let ipv4 = record.ipv4.map(|ip| Prefix { ip: IpAddr::V4(ip), plen: 32 });
         let request = Request::Configure(Box::new(Configure {
             // The helper opens the very file that is open here, whatever the path means to it.
             netns: PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd())),
@@ -311,8 +311,8 @@ impl EndpointReconciler {
             name: record.ifname.clone(),
             mac: Mac(record.mac),
             mtu: u32::from(record.mtu),
-            addresses,
-            gateway6: Some(GATEWAY6),
+            addresses: ipv6.into_iter().chain(ipv4).collect(),
+            gateway6: ipv6.map(|_| GATEWAY6),
             gateway4: record.ipv4.map(|_| GATEWAY4),
         }));
         supervise::netns(&request).await?;

@@ -115,7 +115,7 @@ pub fn model(agent: &Agent, spec: &EndpointSpec) -> EndpointModel {
         identity: IdentityModel { id: r.identity.get(), labels: labels.clone() },
         labels,
         ports: named_ports(&r.ports),
-        ipv6: Some(r.ipv6),
+        ipv6: r.told_ipv6(),
         ipv4: r.ipv4,
         nat46: r.nat46,
         interface: InterfaceModel {
@@ -252,9 +252,13 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
         }
     };
     let ipv6 = match request.ipv6.as_deref() {
-        None | Some("auto") => None,
-        Some(text) => Some(text.parse().map_err(|_| Failure::invalid("ipv6", format!("`{text}`: takes auto or an IPv6 address")))?),
+        None | Some("auto" | "none") => None,
+        Some(text) => Some(text.parse().map_err(|_| Failure::invalid("ipv6", format!("`{text}`: takes auto, none or an IPv6 address")))?),
     };
+    let ipv4_alone = request.ipv6.as_deref() == Some("none");
+    if ipv4_alone && ipv4 == Wish::None {
+        return Err(Failure::invalid("ipv6", "an endpoint has an address of one family at least"));
+    }
     // Whoever connects a container before its labels are known says so, and changes them when they are.
     let labels = match request.labels.as_slice() {
         [init] if init == INIT => Labels::parse([INIT]).map_err(|e| Failure::invalid("labels", e))?,
@@ -276,6 +280,7 @@ fn parse(id: &str, request: EndpointRequest) -> Result<AddEndpoint, Failure> {
         labels,
         ipv6,
         ipv4,
+        ipv4_alone,
         mac,
         mtu: request.mtu,
         own: request.build.map(|b| b == Build::Own),

@@ -35,7 +35,7 @@ pub struct EndpointRequest {
     /// `auto`, `none` or an address of the node's range.
     #[serde(default)]
     pub ipv4: Option<String>,
-    /// `auto` or an address of the node's range.
+    /// `auto`, `none` (where there is IPv4) or an address of the node's range.
     #[serde(default)]
     pub ipv6: Option<String>,
     /// Ethernet address inside the container; chosen when absent.

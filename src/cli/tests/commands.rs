@@ -112,7 +112,7 @@ fn endpoints_are_added() {
         &["endpoint", "add", "web", "--netns", "a", "--pid", "1"],
         &["endpoint", "add", "web", "--pid", "0"],
         &["endpoint", "add", "web", "--netns", "a", "--ipv4", "fd00::1"],
-        &["endpoint", "add", "web", "--netns", "a", "--ipv6", "none"],
+        &["endpoint", "add", "web", "--netns", "a", "--ipv6", "10.0.0.1"],
     ] {
         agent.fails(2, wrong);
     }

@@ -258,6 +258,8 @@ fn wrong_input_is_refused_and_leaves_nothing() {
             (add().conf("mtu", "big"), DECODE, "mtu"),
             (add().conf("mtu", 576), CONFIG, "576"),
             (add().conf("ipv4", "maybe"), CONFIG, "maybe"),
+            (add().conf("ipv6", "perhaps"), CONFIG, "perhaps"),
+            (add().conf("ipv4", "none").conf("ipv6", "none"), CONFIG, "one family"),
             (add().conf("ipam", json!({ "type": "host-local" })), UNSUPPORTED, "ipam"),
             (add().conf("runtimeConfig", ports.clone()), UNSUPPORTED, "portMappings"),
             (add().conf("runtimeConfig", ips(web.ip(Family::V4).to_string())), REFUSED, "taken"),
@@ -357,7 +359,39 @@ fn containers_with_ipv6_alone() {
     crate::support::Talk::tcp(&a, &b, Family::V6, 8080).exchange(1).expect("traffic");
     let c = Container::new("c").expect("container");
     Call::of(&node, "ADD", &c).conf("runtimeConfig", json!({ "ips": ["10.0.0.9"] })).refused(REFUSED);
+    let why = Call::of(&node, "ADD", &c).conf("ipv6", "none").refused(REFUSED);
+    assert!(why.contains("no IPv4 on this node"), "{why}");
     for container in [&a, &b] {
+        Call::of(&node, "DEL", container).ok();
+    }
+    nothing_left(&node);
+}
+
+/// Nothing of IPv6 but what the kernel makes of itself; over a restart too.
+#[test]
+fn containers_with_ipv4_alone() {
+    let mut node = Node::start(NodeOptions::default()).expect("node");
+    let (both, _) = connected(&node, "both", |c| c);
+    let (four, result) = connected(&node, "four", |c| c.conf("ipv6", "none"));
+    assert_eq!(result["ips"].as_array().map(Vec::len), Some(1), "{result}");
+    assert_eq!(result["ips"][0]["address"], format!("{}/32", four.ip(Family::V4)));
+    assert_eq!(result["routes"], json!([{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }]));
+    let why = std::net::UdpSocket::connect(&four.run(|| std::net::UdpSocket::bind("[::]:0")).expect("socket"), (both.ip(Family::V6), 9));
+    assert_eq!(why.map_err(|e| e.raw_os_error()), Err(Some(libc::ENETUNREACH)));
+    let told = node.block_on(node.client().endpoint("name:cni:pilus:four:eth0")).expect("endpoint");
+    assert_eq!((told.ipv6, told.ipv4), (None, four.ipv4));
+    let slot = four.id.to_string();
+    let addresses = node.rows("ipcache").expect("rows").into_iter().filter(|row| row.contains(&slot)).count();
+    assert_eq!(addresses, 1, "nobody is told of another address");
+    for _ in 0..2 {
+        crate::support::Talk::tcp(&both, &four, Family::V4, 8080).exchange(1).expect("in");
+        crate::support::Talk::tcp(&four, &both, Family::V4, 8081).exchange(1).expect("out");
+        Call::of(&node, "CHECK", &four).conf("prevResult", result.clone()).ok();
+        node.kill_agent().expect("kill");
+        node.start_agent().expect("agent");
+        ready(&node);
+    }
+    for container in [&both, &four] {
         Call::of(&node, "DEL", container).ok();
     }
     nothing_left(&node);

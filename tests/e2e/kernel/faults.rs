@@ -210,7 +210,7 @@ fn addresses_by_number() {
         ("auto", "10.77.0.255", 409, "10.77.0.255 is reserved"),
         ("10.77.0.5", "auto", 400, "10.77.0.5"),
         ("auto", "fd00::5", 400, "fd00::5"),
-        ("none", "auto", 400, "none"),
+        ("none", "none", 400, "one family at least"),
     ];
     for (v6, v4, status, expected) in rows {
         let seen = refused(&node, &asking(1, v6, v4));

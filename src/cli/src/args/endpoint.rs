@@ -112,7 +112,7 @@ pub struct AddArgs {
     /// auto, none or an address of the node's range [default: auto]
     #[arg(long, value_name = "ADDRESS", value_parser = ipv4)]
     pub ipv4: Option<String>,
-    /// auto or an address of the node's range [default: auto]
+    /// auto, none (IPv4 alone) or an address of the node's range [default: auto]
     #[arg(long, value_name = "ADDRESS", value_parser = ipv6)]
     pub ipv6: Option<String>,
     /// Id by which a container runtime knows it
@@ -174,7 +174,7 @@ fn ipv4(text: &str) -> Result<String, String> {
 
 fn ipv6(text: &str) -> Result<String, String> {
     match text {
-        "auto" => Ok(text.to_owned()),
-        _ => text.parse::<std::net::Ipv6Addr>().map(|a| a.to_string()).map_err(|_| "expected auto or an IPv6 address".to_owned()),
+        "auto" | "none" => Ok(text.to_owned()),
+        _ => text.parse::<std::net::Ipv6Addr>().map(|a| a.to_string()).map_err(|_| "expected auto, none or an IPv6 address".to_owned()),
     }
 }
