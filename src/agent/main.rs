@@ -4,6 +4,8 @@
 use pilus_agent::agent::Agent;
 use pilus_agent::options::{LogFormat, Options};
 use pilus_agent::{cleanup, server};
+use pilus_api::documents;
+use pilus_api::types::PolicyImport;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -13,6 +15,9 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(e) => return fail(2, &e),
     };
+    if !options.validate.is_empty() {
+        return validate(&options);
+    }
     let filter = match EnvFilter::try_new(&options.log_level) {
         Ok(filter) => filter,
         Err(e) => return fail(2, &format_args!("option `log-level`: {e}")),
@@ -31,6 +36,22 @@ fn main() -> ExitCode {
 fn fail(code: u8, e: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("pilus-agent: {e}");
     ExitCode::from(code)
+}
+
+/// `--validate`: as `pilus policy validate`, without an agent.
+fn validate(options: &Options) -> ExitCode {
+    let documents = match documents::read(&options.validate, &mut std::io::stdin().lock()) {
+        Ok(documents) => documents,
+        Err(e) => return fail(1, &e),
+    };
+    let told = server::validate_alone(options, &PolicyImport { documents });
+    told.errors.iter().for_each(|e| println!("{e}"));
+    told.warnings.iter().for_each(|w| println!("warning: {w}"));
+    if !told.valid {
+        return fail(1, &"an import would be refused");
+    }
+    println!("{} {}, no mistake", told.rules, if told.rules == 1 { "rule" } else { "rules" });
+    ExitCode::SUCCESS
 }
 
 async fn run(options: Options) -> ExitCode {

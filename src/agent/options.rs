@@ -122,6 +122,10 @@ struct Flags {
     /// Remove everything that Pilus ever made on this node, say what, and exit
     #[arg(long)]
     cleanup: bool,
+    /// Say what an import of these policy files and directories (-: standard input) would say, and exit with 0 if it would be
+    /// taken; needs no privilege and no agent
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "cleanup")]
+    validate: Vec<String>,
     #[command(flatten)]
     raw: Raw,
 }
@@ -272,6 +276,8 @@ pub struct Options {
     pub log_format: LogFormat,
     pub log_level: String,
     pub cleanup: bool,
+    /// Policies to look at, instead of anything else.
+    pub validate: Vec<String>,
 }
 
 const DEFAULT_CONFIG: &str = "/etc/pilus/agent.yaml";
@@ -418,6 +424,7 @@ impl Options {
             log_format: parse("log-format", raw.log_format, "text")?,
             log_level: raw.log_level.unwrap_or_else(|| "info".into()),
             cleanup: flags.cleanup,
+            validate: flags.validate,
         })
     }
 }

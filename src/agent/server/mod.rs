@@ -11,6 +11,8 @@ mod preview;
 mod tables;
 mod template;
 
+pub use preview::validate_alone;
+
 use crate::agent::Agent;
 use crate::control::{ControlError, Event, Reply};
 use axum::extract::rejection::JsonRejection;

@@ -15,7 +15,7 @@ use pilus_model::endpoint::{EndpointId, EndpointRef};
 use pilus_model::identity::NumericIdentity;
 use pilus_model::policy::block::{BlockVerdict, lookup_with};
 use pilus_model::policy::input::{self, Options};
-use pilus_model::policy::{Direction, Engine, EntryKey, Half, Party, Traffic, Verdict, shadowed};
+use pilus_model::policy::{Direction, EnforcementMode, Engine, EntryKey, Half, Party, Traffic, Verdict, shadowed};
 use pilus_model::prefix::Prefix;
 use std::net::IpAddr;
 
@@ -42,6 +42,14 @@ pub async fn validate(State(agent): State<App>, Body(body): Body<PolicyImport>) 
     let engine = engine(&agent).await?;
     let ranges = ranges(&agent);
     apart(move || Json(validated(*engine, &body, &ranges))).await
+}
+
+/// What an import into a node without rules would say. `options` say where containers have their addresses.
+pub fn validate_alone(options: &crate::options::Options, body: &PolicyImport) -> PolicyValidation {
+    let v4 = options.ipv4_range.map(|r| (IpAddr::V4(r.base), r.len));
+    let v6 = options.ipv6_range.map(|r| (IpAddr::V6(r.base), r.len));
+    let ranges: Vec<Prefix> = v4.into_iter().chain(v6).filter_map(|(ip, len)| Prefix::new(ip, len).ok()).collect();
+    validated(Engine::new(EnforcementMode::Default, false), body, &ranges)
 }
 
 fn validated(mut engine: Engine, body: &PolicyImport, ranges: &[Prefix]) -> PolicyValidation {

@@ -3,6 +3,7 @@
 //! Adding fields is compatible; removing or renaming one is not.
 
 pub mod client;
+pub mod documents;
 pub mod error;
 pub mod flows;
 pub mod openapi;

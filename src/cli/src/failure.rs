@@ -2,6 +2,7 @@
 //! How a command ends when it does not succeed.
 
 use pilus_api::ClientError;
+use pilus_api::documents::DocumentError;
 use std::fmt;
 use std::io;
 
@@ -49,6 +50,15 @@ impl fmt::Display for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
         Failure::Client(error)
+    }
+}
+
+impl From<DocumentError> for Failure {
+    fn from(error: DocumentError) -> Failure {
+        match error {
+            DocumentError::InputTwice => Failure::Usage(error.to_string()),
+            _ => Failure::new(error.to_string()),
+        }
     }
 }
 

@@ -45,6 +45,8 @@ fn a_directory_with_a_mistake_changes_nothing() {
     assert!(code == 1 && out.is_empty() && errors.contains(&mistake), "{code} {out}{errors}");
     let (code, out, errors) = pilus(&node, &["policy", "validate", &path]);
     assert!(code == 1 && out.starts_with(&mistake) && errors.contains("1 mistake"), "{code} {out}{errors}");
+    let (code, alone, errors) = node.agent_once(&["--validate", &path]).expect("pilus-agent");
+    assert_eq!((code, alone, errors.as_str()), (1, out, "pilus-agent: an import would be refused\n"));
     let (code, out, _) = pilus(&node, &["policy", "validate", &path, "-o", "json"]);
     let told: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!((code, &told["valid"], &told["errors"][0]["line"]), (1, &false.into(), &8.into()), "{told}");
@@ -53,6 +55,10 @@ fn a_directory_with_a_mistake_changes_nothing() {
     std::fs::remove_file(bad).expect("remove");
     let (code, out, errors) = pilus(&node, &["policy", "validate", &path]);
     assert_eq!((code, out.as_str()), (0, "2 rules, no mistake\n"), "{errors}");
+    let (code, alone, errors) = node.agent_once(&["--validate", &path]).expect("pilus-agent");
+    assert_eq!((code, alone, errors.as_str()), (0, out, ""));
+    let (code, alone, errors) = node.agent_once(&["--validate", "/nowhere.yaml"]).expect("pilus-agent");
+    assert!(code == 1 && alone.is_empty() && errors.contains("cannot read /nowhere.yaml: "), "{code} {errors}");
 }
 
 #[test]
@@ -66,6 +72,10 @@ fn prefixes_of_containers_are_told_at_import() {
         for prefix in ["10.77.3.0/24", "fd00:7::/48"] {
             let part = format!("own.yaml:1: {prefix} covers addresses of containers");
             let told = format!("{out}{errors}");
+            if command == "validate" {
+                let alone = node.agent_once(&["--validate", &path]).expect("pilus-agent");
+                assert_eq!(alone, (code, out, errors));
+            }
             assert!(code == 0 && told.lines().any(|l| l.contains(&part) && l.contains("will not match them")), "{command}: {told}");
         }
     }

@@ -5,17 +5,14 @@ use crate::args::PolicyCommand;
 use crate::args::policy::ImportArgs;
 use crate::failure::Failure;
 use crate::output::{Output, Tone, counted, note};
-use anyhow::Context;
-use pilus_api::Client;
 use pilus_api::client::PolicyScope;
+use pilus_api::{Client, documents};
 use pilus_api::types::{
-    LONGEST_BODY, PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyDocument, PolicyImport, PolicyModel, PolicyQuestion,
+    PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyImport, PolicyModel, PolicyQuestion,
     PolicyValidation, PolicyVerdict, PolicyWait,
 };
 use serde_json::Value;
-use std::fs;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::time::Duration;
 
 /// Runs one of the commands.
@@ -23,14 +20,14 @@ pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> R
     match command {
         PolicyCommand::Import(args) => import(client, out, &args).await,
         PolicyCommand::Validate { paths } => {
-            let documents = documents(&paths, &mut io::stdin().lock())?;
+            let documents = documents::read(&paths, &mut io::stdin().lock())?;
             let told = client.validate_policy(&PolicyImport { documents }).await?;
             out.show(&told, validation)?;
             let mistakes = counted(told.errors.len() as u64, "mistake");
             if told.valid { Ok(()) } else { Err(Failure::new(format!("an import would be refused: {mistakes}"))) }
         }
         PolicyCommand::Diff { paths } => {
-            let documents = documents(&paths, &mut io::stdin().lock())?;
+            let documents = documents::read(&paths, &mut io::stdin().lock())?;
             out.show(&client.diff_policy(&PolicyImport { documents }).await?, changes)
         }
         PolicyCommand::Explain { from, to, dport } => {
@@ -56,7 +53,7 @@ pub async fn run(client: &Client, out: &mut Output, command: PolicyCommand) -> R
 }
 
 async fn import(client: &Client, out: &mut Output, args: &ImportArgs) -> Result<(), Failure> {
-    let documents = documents(&args.paths, &mut io::stdin().lock())?;
+    let documents = documents::read(&args.paths, &mut io::stdin().lock())?;
     let revision = client.import_policy(&PolicyImport { documents }).await?;
     revision.warnings.iter().for_each(|warning| note(warning));
     out.show(&revision, |out, r| out.line(&format!("Revision: {}", r.revision)))?;
@@ -73,59 +70,6 @@ fn realised(revision: u64, wait: &PolicyWait) -> Result<(), Failure> {
     }
     let waiting = if wait.waiting.is_empty() { "the agent".to_owned() } else { wait.waiting.join(", ") };
     Err(Failure::new(format!("revision {revision} is not yet realised by {waiting}; see: pilus endpoint log")))
-}
-
-/// Reads everything before anything is sent, and no more than the agent would take.
-fn documents(paths: &[String], stdin: &mut impl Read) -> Result<Vec<PolicyDocument>, Failure> {
-    if paths.iter().filter(|path| *path == "-").count() > 1 {
-        return Err(Failure::Usage("standard input (-) can be read only once".to_owned()));
-    }
-    let mut documents = Vec::new();
-    let mut left = LONGEST_BODY;
-    for path in paths {
-        if path == "-" {
-            documents.push(document("stdin".to_owned(), stdin, &mut left)?);
-            continue;
-        }
-        let kind = fs::metadata(path).with_context(|| format!("cannot read {path}"))?;
-        let files = if kind.is_dir() { directory(Path::new(path))? } else { vec![PathBuf::from(path)] };
-        for file in files {
-            let mut open = fs::File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            documents.push(document(file.display().to_string(), &mut open, &mut left)?);
-        }
-    }
-    Ok(documents)
-}
-
-/// Takes what it reads from `left`, bytes.
-fn document(name: String, from: &mut impl Read, left: &mut usize) -> Result<PolicyDocument, Failure> {
-    let mut text = String::new();
-    let more = *left as u64 + 1;
-    from.take(more).read_to_string(&mut text).with_context(|| format!("cannot read {name}"))?;
-    let Some(rest) = left.checked_sub(text.len()) else {
-        return Err(Failure::new(format!("{name}: more than {} MiB of policy at once; import it in parts", LONGEST_BODY >> 20)));
-    };
-    *left = rest;
-    Ok(PolicyDocument { name, text })
-}
-
-/// Policy files of a directory, by name.
-fn directory(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let cannot = || format!("cannot list {}", dir.display());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).with_context(cannot)? {
-        let path = entry.with_context(cannot)?.path();
-        let wanted = path.extension().and_then(|e| e.to_str()).is_some_and(|e| matches!(e, "yaml" | "yml" | "json"));
-        // A dangling link counts as a file, so that reading it says what is wrong.
-        if wanted && !path.is_dir() {
-            files.push(path);
-        }
-    }
-    if files.is_empty() {
-        return Err(Failure::new(format!("{} holds no *.yaml, *.yml or *.json", dir.display())));
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
@@ -149,9 +93,7 @@ fn rules(out: &mut Output, policy: &PolicyModel) -> io::Result<()> {
 
 fn validation(out: &mut Output, told: &PolicyValidation) -> io::Result<()> {
     for e in &told.errors {
-        let place = if e.file.is_empty() { String::new() } else { format!("{}:{}:{}: ", e.file, e.line, e.column) };
-        let path = if e.path.is_empty() { String::new() } else { format!("{}: ", e.path) };
-        out.line(&format!("{place}{path}{}", e.message))?;
+        out.line(&e.to_string())?;
     }
     for warning in &told.warnings {
         out.line(&format!("warning: {warning}"))?;
@@ -230,33 +172,6 @@ fn label(value: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn a_directory_gives_its_policy_files_by_name() {
-        let dir = tempfile::TempDir::new().unwrap();
-        for name in ["b.json", "a.yml", "c.yaml", "notes.txt"] {
-            fs::write(dir.path().join(name), name).unwrap();
-        }
-        fs::create_dir(dir.path().join("d.yaml")).unwrap();
-        let path = dir.path().display().to_string();
-        let read = documents(&[path, "-".to_owned()], &mut "from stdin".as_bytes()).unwrap();
-        let texts: Vec<&str> = read.iter().map(|d| d.text.as_str()).collect();
-        assert_eq!(texts, ["a.yml", "b.json", "c.yaml", "from stdin"]);
-        assert_eq!(read[3].name, "stdin");
-        assert!(read[0].name.ends_with("/a.yml"));
-    }
-
-    #[test]
-    fn what_the_agent_would_not_take_is_not_read() {
-        let told = documents(&["-".to_owned()], &mut io::repeat(b'#')).unwrap_err().to_string();
-        assert_eq!(told, "stdin: more than 64 MiB of policy at once; import it in parts");
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(LONGEST_BODY as u64 - 1).unwrap();
-        let path = file.path().display().to_string();
-        assert_eq!(documents(&[path.clone(), "-".to_owned()], &mut "#".as_bytes()).unwrap().len(), 2);
-        let told = documents(&[path, "-".to_owned()], &mut "##".as_bytes()).unwrap_err().to_string();
-        assert!(told.starts_with("stdin: more than"), "{told}");
-    }
 
     #[test]
     fn selectors_and_labels_in_short() {
