@@ -90,16 +90,14 @@ static __always_inline int fast_too_big(struct __sk_buff *ctx, const struct endp
 }
 
 /*
- * Sends a packet on its way. `how`: FROM_*, and by bits the sender's side and whether a report is wanted. A function of
- * its own, so that the verifier looks at it once and not for each family.
+ * Sends a packet on its way. `how`: FROM_*, and by bits the sender's side and whether a report is wanted. One copy for both
+ * families; a function of its own would be less to verify, but takes 1 % more of each packet's time.
  */
-__noinline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 how)
+static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 how)
 {
 	__u32 len = ctx->len, side = how >> FAST_SIDE & 1, from = how & FAST_FROM, last, nth, to;
 	int ret;
 
-	if (!h || !dst)
-		return ACT_MISS;
 	last = READ_ONCE(h->last);
 	nth = READ_ONCE(h->packets[side]);
 	to = flow_to(h, side);

@@ -72,15 +72,19 @@ pub struct Shape {
     slow: Arc<Slow>,
 }
 
-fn models(programs: &Collection) -> impl Iterator<Item = ProgramModel> {
-    programs.programs.iter().map(|p| ProgramModel {
+/// By name: a restart, which finds them by their pins, shows them in no other order.
+fn models(programs: &Collection) -> Vec<ProgramModel> {
+    let model = |p: &Program| ProgramModel {
         name: p.name.clone(),
         id: p.id,
         tag: p.tag.iter().map(|b| format!("{b:02x}")).collect(),
         instructions: p.insns,
         jited_bytes: p.jited,
         verified_instructions: p.verified_insns,
-    })
+    };
+    let mut all: Vec<_> = programs.programs.iter().map(model).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 impl Shape {
@@ -90,7 +94,7 @@ impl Shape {
 
     /// Its own programs, then the slow path's.
     pub fn models(&self) -> Vec<ProgramModel> {
-        models(&self.programs).chain(self.slow.programs.get().into_iter().flat_map(models)).collect()
+        [Some(&self.programs), self.slow.programs.get()].into_iter().flatten().flat_map(models).collect()
     }
 }
 

@@ -23,7 +23,7 @@ const REFERENCE: &str = "/usr/lib/cni";
 /// Containers of each plugin in a round.
 const ADDS: usize = 10;
 /// `docker run` of each network in a round.
-const RUNS: usize = 4;
+const RUNS: usize = 8;
 
 fn needs(tools: &[&'static str]) -> Result<()> {
     missing(tools).map_or(Ok(()), |tool| Err(Skipped(format!("{tool} is not installed")).into()))
