@@ -46,7 +46,7 @@ fn a_directory_with_a_mistake_changes_nothing() {
     let (code, out, errors) = pilus(&node, &["policy", "validate", &path]);
     assert!(code == 1 && out.starts_with(&mistake) && errors.contains("1 mistake"), "{code} {out}{errors}");
     let (code, alone, errors) = node.agent_once(&["--validate", &path]).expect("pilus-agent");
-    assert_eq!((code, alone, errors.as_str()), (1, out, "pilus-agent: an import would be refused\n"));
+    assert_eq!((code, alone.as_str(), errors.as_str()), (1, out.as_str(), "pilus-agent: an import would be refused\n"));
     let (code, out, _) = pilus(&node, &["policy", "validate", &path, "-o", "json"]);
     let told: Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!((code, &told["valid"], &told["errors"][0]["line"]), (1, &false.into(), &8.into()), "{told}");
@@ -74,7 +74,7 @@ fn prefixes_of_containers_are_told_at_import() {
             let told = format!("{out}{errors}");
             if command == "validate" {
                 let alone = node.agent_once(&["--validate", &path]).expect("pilus-agent");
-                assert_eq!(alone, (code, out, errors));
+                assert_eq!(alone, (code, out.clone(), errors.clone()));
             }
             assert!(code == 0 && told.lines().any(|l| l.contains(&part) && l.contains("will not match them")), "{command}: {told}");
         }

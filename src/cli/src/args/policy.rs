@@ -10,7 +10,9 @@ pub enum PolicyCommand {
     /// Import rules: all of them or none
     Import(ImportArgs),
     /// Say what an import would say, and change nothing; exits 1 if it would be refused
-    #[command(after_long_help = "Examples:\n  pilus policy validate policies/\n  pilus policy validate web.yaml -o json\n\nWhere no agent runs, as in a CI job, pilus-agent --validate policies/ says the same.")]
+    #[command(
+        after_long_help = "Examples:\n  pilus policy validate policies/\n  pilus policy validate web.yaml -o json\n\nWhere no agent runs, as in a CI job, pilus-agent --validate policies/ says the same."
+    )]
     Validate {
         /// Files, directories, or - for standard input
         #[arg(value_name = "PATH", required = true, value_parser = non_empty)]

@@ -6,11 +6,11 @@ use crate::args::policy::ImportArgs;
 use crate::failure::Failure;
 use crate::output::{Output, Tone, counted, note};
 use pilus_api::client::PolicyScope;
-use pilus_api::{Client, documents};
 use pilus_api::types::{
-    PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyImport, PolicyModel, PolicyQuestion,
-    PolicyValidation, PolicyVerdict, PolicyWait,
+    PeerModel, PolicyAnswer, PolicyChange, PolicyDiff, PolicyImport, PolicyModel, PolicyQuestion, PolicyValidation, PolicyVerdict,
+    PolicyWait,
 };
+use pilus_api::{Client, documents};
 use serde_json::Value;
 use std::io;
 use std::time::Duration;
