@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Programs: from an ELF object into the kernel, and found again by their pins.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +13,8 @@ use libbpf_rs::{ObjectBuilder, OpenObject};
 use pilus_model::abi::{STAGE_MAP, map};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::bpffs::{self, BpfFs, UNFINISHED};
 use crate::error::{Error, Result};
@@ -223,26 +226,50 @@ impl Collection {
     }
 }
 
-/// One of as many turns as there are processors. The verifier needs nothing but a processor: of more loads than that, those
-/// that began first are to end first, and not all of them late.
-struct Turn;
+/// A processor that no other load has. The verifier needs nothing but a processor: of more loads than there are, those that
+/// began first are to end first, and not all of them late.
+struct Turn(usize);
 
-static TURNS_TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+/// Processors that are taken.
+static TURNS: (Mutex<BTreeSet<usize>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
 
 impl Turn {
     fn take() -> Self {
         static ALL: OnceLock<usize> = OnceLock::new();
         let all = *ALL.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
-        let taken = TURNS_TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *TURNS_TAKEN.1.wait_while(taken, |n| *n >= all).unwrap_or_else(PoisonError::into_inner) += 1;
-        Self
+        let allowed = sched_getaffinity(Pid::from_raw(0)).ok();
+        let here = sched_getcpu().unwrap_or(0);
+        let free = |taken: &BTreeSet<usize>| {
+            // That of the caller first, so that most need not move.
+            let may = |cpu: &usize| allowed.as_ref().is_none_or(|set| set.is_set(*cpu) == Ok(true)) && !taken.contains(cpu);
+            (taken.len() < all).then(|| std::iter::once(here).chain(0..CpuSet::count()).find(may)).flatten()
+        };
+        let taken = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = TURNS.1.wait_while(taken, |t| free(t).is_none()).unwrap_or_else(PoisonError::into_inner);
+        let cpu = free(&taken).unwrap_or(here);
+        taken.insert(cpu);
+        drop(taken);
+        if let Some(allowed) = allowed.filter(|_| cpu != here) {
+            begin_on(cpu, &allowed);
+        }
+        Self(cpu)
+    }
+}
+
+/// Moves the calling thread to a processor, which it may leave again. Two threads that begin on the same one would stay there
+/// for milliseconds, beside others that idle. What fails costs time only.
+fn begin_on(cpu: usize, allowed: &CpuSet) {
+    let mut only = CpuSet::new();
+    if only.set(cpu).is_ok() && sched_setaffinity(Pid::from_raw(0), &only).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), allowed);
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *TURNS_TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        TURNS_TAKEN.1.notify_one();
+        TURNS.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        // Not everybody may have this one.
+        TURNS.1.notify_all();
     }
 }
 
@@ -383,5 +410,37 @@ fn load_error(object: &str, errno: i32, said: &str) -> Error {
         errno,
         log: log.to_owned(),
         message: log::message(said, log),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Side by side, but never two on one processor; afterwards a thread may go wherever it might before.
+    #[test]
+    fn turns_are_processors() {
+        static HELD: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+        let me = Pid::from_raw(0);
+        let processors = std::thread::available_parallelism().expect("processors").get();
+        std::thread::scope(|scope| {
+            for _ in 0..8 * processors {
+                scope.spawn(|| {
+                    let before = sched_getaffinity(me).expect("affinity");
+                    let turn = Turn::take();
+                    {
+                        let mut held = HELD.lock().expect("no panic");
+                        assert!(held.insert(turn.0), "two have processor {}", turn.0);
+                        assert!(held.len() <= processors);
+                    }
+                    assert_eq!(before.is_set(turn.0), Ok(true));
+                    assert_eq!(sched_getaffinity(me), Ok(before));
+                    // Others come between, if they may.
+                    std::thread::yield_now();
+                    HELD.lock().expect("no panic").remove(&turn.0);
+                });
+            }
+        });
+        assert!(TURNS.0.lock().expect("no panic").is_empty());
     }
 }
