@@ -441,15 +441,29 @@ _Static_assert(sizeof(((struct ipcache_entry *)0)->slot) == 2, "ipcache_entry.sl
 _Static_assert(__builtin_offsetof(struct ipcache_entry, flags) == 10, "ipcache_entry.flags");
 _Static_assert(sizeof(((struct ipcache_entry *)0)->flags) == 2, "ipcache_entry.flags size");
 
-/* One of the node's devices, by interface index. */
+/* A neighbour that packets are sent to whatever their own address, as `bpf_redirect_neigh` takes it (uapi struct bpf_redir_neigh). */
+struct next_hop {
+	__u32 family; /* The kernel's number: 2 for IPv4, 10 for IPv6; 0: none is known. */
+	__be32 addr[4]; /* IPv4 in the first word. */
+};
+_Static_assert(sizeof(struct next_hop) == 20, "next_hop");
+_Static_assert(__builtin_offsetof(struct next_hop, family) == 0, "next_hop.family");
+_Static_assert(sizeof(((struct next_hop *)0)->family) == 4, "next_hop.family size");
+_Static_assert(__builtin_offsetof(struct next_hop, addr) == 4, "next_hop.addr");
+_Static_assert(sizeof(((struct next_hop *)0)->addr) == 16, "next_hop.addr size");
+
+/* A way out of the node: one of its devices, by interface index, and the next hop there. */
 struct device_key {
 	__u32 ifindex;
+	struct next_hop next_hop; /* As in [`NextHop`]; all 0: whichever the kernel's routes say for each packet. */
 };
-_Static_assert(sizeof(struct device_key) == 4, "device_key");
+_Static_assert(sizeof(struct device_key) == 24, "device_key");
 _Static_assert(__builtin_offsetof(struct device_key, ifindex) == 0, "device_key.ifindex");
 _Static_assert(sizeof(((struct device_key *)0)->ifindex) == 4, "device_key.ifindex size");
+_Static_assert(__builtin_offsetof(struct device_key, next_hop) == 4, "device_key.next_hop");
+_Static_assert(sizeof(((struct device_key *)0)->next_hop) == 20, "device_key.next_hop size");
 
-/* The device's row among the endpoints. */
+/* Its row among the endpoints. */
 struct device_entry {
 	__u32 slot;
 };

@@ -77,7 +77,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ipcache_lpm SEC(".maps");
 
-/* Devices that packets leave by without the host's stack. */
+/* Ways out of the node that pass its stack by: a device, and a next hop. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct device_key);
@@ -85,6 +85,15 @@ struct {
 	__uint(max_entries, 256);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } device SEC(".maps");
+
+/* Next hops of the rows of ways out, by slot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct next_hop);
+	__uint(max_entries, 256);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} next_hop SEC(".maps");
 
 /* Prefixes that containers meet under their own addresses. */
 struct {

@@ -12,6 +12,7 @@
 
 enum {
 	FLOW_BUSY = 200,    /* jiffies, less than any idle time */
+	FLOW_ROUTED = 8,    /* a way out of the node is asked for anew in each 2^8 jiffies: the agent may not be there to tell */
 	NO_PORTS = 1 << 20, /* longer than any packet */
 };
 
@@ -37,7 +38,7 @@ struct fast_way {
 static __always_inline int flow_usable(struct flow *h, struct endpoint *src, __u32 slot, __u32 side, int origin,
 				       __u32 slow, struct fast_way *way)
 {
-	__u32 from = flow_from(h, side), idle = (__u32)bpf_jiffies64() - h->last, flags, fresh, outside;
+	__u32 now = (__u32)bpf_jiffies64(), from = flow_from(h, side), idle = now - h->last, flags, fresh, outside, stale;
 	struct endpoint *dst;
 
 	/* An entry that was idle may have expired: the difference's sign says so. */
@@ -62,10 +63,12 @@ static __always_inline int flow_usable(struct flow *h, struct endpoint *src, __u
 	if (!src || !dst || !(dst->flags & EP_VALID) || h->epoch != src->epoch + dst->epoch)
 		return 0;
 	flags = (src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW | EP_REMOTE | slow);
-	if (flags & (EP_REMOTE | slow))
+	fresh = h->last ^ now;
+	stale = (fresh >> FLOW_ROUTED) * (dst->flags / EP_ROUTE & 1);
+	OPAQUE(stale);
+	if ((flags & (EP_REMOTE | slow)) | stale)
 		return 0;
 	/* What comes in the same moment as the packet before it is no news. */
-	fresh = h->last ^ (__u32)bpf_jiffies64();
 	fresh = (fresh | (0 - fresh)) >> 31;
 	OPAQUE(fresh);
 	flags = flags / EP_TRACE_ALL | (flags / EP_TRACE_FLOW & fresh);

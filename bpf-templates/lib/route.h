@@ -16,16 +16,17 @@ __noinline int slot_same(__u32 a, __u32 b)
 }
 
 /*
- * Slot of the device that the kernel would route by: to the packet's receiver,
- * or `back` to its sender. SLOT_WORLD where only the stack can tell: no such
- * device, no plain route, or one with a smaller MTU than its device.
+ * Slot of the device, and of the next hop there, that the kernel would route by:
+ * to the packet's receiver, or `back` to its sender. SLOT_WORLD where only the
+ * stack can tell: no such device, no plain route, or one with a smaller MTU than
+ * its device.
  */
 __noinline __u32 route_slot(struct __sk_buff *ctx, struct packet *p, __u32 back)
 {
 	struct endpoint *world = endpoint_row(SLOT_WORLD), *host = endpoint_row(SLOT_HOST), *row;
 	struct bpf_fib_lookup fib = {};
+	struct device_key key = {};
 	struct device_entry *e;
-	struct device_key key;
 	long ret;
 
 	if (!p || !world || !host || !(world->flags & EP_ROUTE))
@@ -39,9 +40,16 @@ __noinline __u32 route_slot(struct __sk_buff *ctx, struct packet *p, __u32 back)
 	if (ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return SLOT_WORLD;
 	key.ifindex = fib.ifindex;
+	key.next_hop.family = fib.family;
+	__builtin_memcpy(key.next_hop.addr, fib.dst, 16);
 	e = bpf_map_lookup_elem(&device, &key);
-	if (!e)
-		return SLOT_WORLD;
+	if (!e) {
+		/* A neighbour, or a gateway without a slot of its own. */
+		__builtin_memset(&key.next_hop, 0, sizeof(key.next_hop));
+		e = bpf_map_lookup_elem(&device, &key);
+		if (!e)
+			return SLOT_WORLD;
+	}
 	row = endpoint_row(e->slot);
 	if (!row || !(row->flags & EP_VALID) || (ret == BPF_FIB_LKUP_RET_SUCCESS && fib.tot_len < row->mtu))
 		return SLOT_WORLD;

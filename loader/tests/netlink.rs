@@ -181,6 +181,7 @@ fn rules_twice() {
             let rule = RuleSpec { ipv6, priority: 9, fwmark: 0x200, fwmask: 0xf00, table: 2005 };
             assert!(nl.rule_add(&rule).await.unwrap() && !nl.rule_add(&rule).await.unwrap());
             assert_eq!(nl.rules().await.unwrap().iter().filter(|r| **r == rule).count(), 1);
+            assert!(!nl.rules_ask_for_more(0xf00).await.unwrap() && nl.rules_ask_for_more(0xff).await.unwrap());
             assert!(nl.rule_delete(&rule).await.unwrap() && !nl.rule_delete(&rule).await.unwrap());
         }
     });

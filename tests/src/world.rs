@@ -156,7 +156,7 @@ impl<'a> World<'a> {
         let row = self.endpoint.get(&SLOT_HOST).expect("row").expect("row");
         let flags = EP_VALID | EP_ROUTE | EP_DROPS | EP_MASQUERADE;
         self.endpoint.put(&SLOT_DEVICES, &Endpoint { flags, ip4: words(ip4)[0], ip6: words(ip6), ..row }).expect("row");
-        self.device.put(&DeviceKey { ifindex: OUTER }, &DeviceEntry { slot: SLOT_DEVICES }).expect("device");
+        self.device.put(&DeviceKey { ifindex: OUTER, ..DeviceKey::default() }, &DeviceEntry { slot: SLOT_DEVICES }).expect("device");
         self.change(Who::World, |row| row.flags |= EP_MASQUERADE);
         for ip in [ip4, ip6] {
             self.announce(ip, Host.identity(), SLOT_HOST);

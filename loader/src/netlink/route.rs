@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Routes.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
@@ -199,8 +200,30 @@ impl Netlink {
         unless(result, &[libc::ESRCH, libc::ENODEV, libc::ENOENT])
     }
 
+    /// Gateways that routes of any table name, each with its device. A route may have several, and one of the other family.
+    pub async fn gateways(&self) -> Result<BTreeSet<(u32, IpAddr)>> {
+        let gateway = |a: &RouteAttribute| match a {
+            RouteAttribute::Gateway(a) => ip(a),
+            RouteAttribute::Via(RouteVia::Inet(a)) => Some((*a).into()),
+            RouteAttribute::Via(RouteVia::Inet6(a)) => Some((*a).into()),
+            _ => None,
+        };
+        let mut gateways = BTreeSet::new();
+        for message in self.route_messages().await? {
+            let oif = message.attributes.iter().find_map(|a| if let RouteAttribute::Oif(oif) = a { Some(*oif) } else { None });
+            gateways.extend(oif.zip(message.attributes.iter().find_map(gateway)));
+            let hops = message.attributes.iter().filter_map(|a| if let RouteAttribute::MultiPath(hops) = a { Some(hops) } else { None });
+            gateways.extend(hops.flatten().filter_map(|h| Some((h.interface_index, h.attributes.iter().find_map(gateway)?))));
+        }
+        Ok(gateways)
+    }
+
     /// All routes, of both families and every table. Cached ones are left out.
     pub async fn all_routes(&self) -> Result<Vec<Route>> {
+        Ok(self.route_messages().await?.iter().map(parse).collect())
+    }
+
+    async fn route_messages(&self) -> Result<Vec<RouteMessage>> {
         let mut routes = Vec::new();
         for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let mut message = RouteMessage::default();
@@ -209,7 +232,7 @@ impl Netlink {
                 if let RouteNetlinkMessage::NewRoute(m) = answer
                     && !m.header.flags.contains(RouteFlags::Cloned)
                 {
-                    routes.push(parse(&m));
+                    routes.push(m);
                 }
             }
         }

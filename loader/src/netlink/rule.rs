@@ -76,13 +76,33 @@ impl Netlink {
 
     /// The rules that look into a table, as far as [`RuleSpec`] can say them.
     pub async fn rules(&self) -> Result<Vec<RuleSpec>> {
+        Ok(self.rule_messages().await?.iter().filter_map(RuleSpec::parse).collect())
+    }
+
+    /// Whether a rule asks for more of a packet than its addresses and the device that it came by. Marks within `own_marks` do
+    /// not count.
+    pub async fn rules_ask_for_more(&self, own_marks: u32) -> Result<bool> {
+        let asks = |a: &RuleAttribute| match a {
+            // The kernel names a mask with each mark.
+            RuleAttribute::FwMask(mask) => mask & !own_marks != 0,
+            RuleAttribute::IpProtocol(_)
+            | RuleAttribute::SourcePortRange(_)
+            | RuleAttribute::DestinationPortRange(_)
+            | RuleAttribute::UidRange(_)
+            | RuleAttribute::TunId(_) => true,
+            _ => false,
+        };
+        Ok(self.rule_messages().await?.iter().any(|m| m.header.tos != 0 || m.attributes.iter().any(asks)))
+    }
+
+    async fn rule_messages(&self) -> Result<Vec<RuleMessage>> {
         let mut rules = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RuleMessage::default();
             message.header.family = family;
             for answer in self.dump(RouteNetlinkMessage::GetRule(message), &what("list", "rules")).await? {
                 if let RouteNetlinkMessage::NewRule(m) = answer {
-                    rules.extend(RuleSpec::parse(&m));
+                    rules.push(m);
                 }
             }
         }

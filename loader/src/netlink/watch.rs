@@ -25,7 +25,8 @@ pub enum Change {
     Address { index: u32, ip: IpAddr, plen: u8 },
     /// A device lost an address.
     AddressGone { index: u32, ip: IpAddr, plen: u8 },
-    /// A route by this device (0: by none, or by several) is new, other than before, or gone; the local table is not told of.
+    /// A route by this device (0: by none, or by several) is new, other than before, or gone; the local table is not told of. Or
+    /// a routing rule is (0).
     Route { oif: u32 },
     /// Messages were lost: list everything anew.
     Lost,
@@ -49,6 +50,7 @@ fn change(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
             let oif = m.attributes.iter().find_map(|a| if let RouteAttribute::Oif(oif) = a { Some(*oif) } else { None });
             (m.header.table != libc::RT_TABLE_LOCAL).then(|| Change::Route { oif: oif.unwrap_or_default() })
         }
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_)) => Some(Change::Route { oif: 0 }),
         _ => None,
     }
 }
@@ -57,8 +59,8 @@ impl Netlink {
     /// Changes from now on, in the calling thread's network namespace (not necessarily that of `self`). Watch first and list
     /// then, so that nothing falls between. Must be called inside a tokio runtime; the stream ends only with that.
     pub fn watch(&self) -> Result<impl Stream<Item = Change> + Send + Unpin + 'static> {
-        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
+        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv4Rule, Ipv6Ifaddr, Ipv6Route, Ipv6Rule, Link};
+        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route, Ipv4Rule, Ipv6Rule];
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|e| Error::Kernel { action: "open a netlink socket for changes", errno: e.raw_os_error().unwrap_or(libc::EINVAL) })?;
         tokio::spawn(connection);

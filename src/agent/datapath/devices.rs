@@ -11,7 +11,8 @@ use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir};
 use pilus_loader::netlink::{LinkInfo, Netlink};
 use pilus_model::abi::*;
-use std::collections::BTreeMap;
+use pilus_model::ipcache::words;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
@@ -23,7 +24,7 @@ pub enum DeviceError {
     Sysctl(#[from] SysctlError),
     #[error("option `device`: there is no device {0} in this network namespace")]
     Unknown(String),
-    #[error("more than {} devices", SLOT_FIRST - SLOT_DEVICES)]
+    #[error("more than {} devices", SLOT_NEXT_HOPS - SLOT_DEVICES)]
     TooMany,
 }
 
@@ -93,30 +94,32 @@ impl Devices {
         let past_stack = self.routing == HostRouting::Bpf;
         // What has no Ethernet header (a tunnel, a serial line) is the stack's: programs look for addresses behind one.
         let hooked: Vec<&LinkInfo> = links.iter().filter(|l| (past_stack || self.masquerade) && l.mac.is_some()).collect();
-        let mut slots: BTreeMap<u32, u32> = tables.device.entries()?.into_iter().map(|(k, v)| (k.ifindex, v.slot)).collect();
-        let gone: Vec<u32> = slots.keys().copied().filter(|i| !hooked.iter().any(|l| l.index == *i)).collect();
-        for index in gone {
+        let mut slots: BTreeMap<DeviceKey, u32> = tables.device.entries()?.into_iter().map(|(k, v)| (k, v.slot)).collect();
+        let next_hops = if past_stack { next_hops(netlink).await? } else { BTreeSet::new() };
+        let is_wanted =
+            |k: &DeviceKey| hooked.iter().any(|l| l.index == k.ifindex) && (k.next_hop == NextHop::default() || next_hops.contains(k));
+        let gone: Vec<(DeviceKey, u32)> = slots.iter().filter(|(k, _)| !is_wanted(k)).map(|(k, slot)| (*k, *slot)).collect();
+        for (key, slot) in gone {
             // No new flow takes it; then the old ones are routed anew.
-            tables.device.delete(&DeviceKey { ifindex: index })?;
-            if let Some(slot) = slots.remove(&index) {
-                rows.clear(&tables.endpoint, slot)?;
+            tables.device.delete(&key)?;
+            slots.remove(&key);
+            rows.clear(&tables.endpoint, slot)?;
+            if key.next_hop == NextHop::default() {
+                detach(fs, key.ifindex, Dir::Ingress)?;
+                detach(fs, key.ifindex, Dir::Egress)?;
             }
-            detach(fs, index, Dir::Ingress)?;
-            detach(fs, index, Dir::Egress)?;
         }
         let way = if past_stack { EP_ROUTE } else { 0 } | if self.masquerade { EP_MASQUERADE } else { 0 };
         let addresses = netlink.lasting_addresses().await?;
+        let mut ways = Vec::new();
         for link in hooked {
-            let slot = match slots.get(&link.index) {
-                Some(slot) => *slot,
-                None => (SLOT_DEVICES..SLOT_FIRST).find(|s| !slots.values().any(|used| used == s)).ok_or(DeviceError::TooMany)?,
-            };
-            slots.insert(link.index, slot);
+            let device = DeviceKey { ifindex: link.index, ..DeviceKey::default() };
+            let slot = slot_of(&mut slots, device).ok_or(DeviceError::TooMany)?;
             let of_link = || addresses.iter().filter(|(index, ..)| *index == link.index).map(|(_, ip, _)| *ip);
             let ip4 = of_link().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip.octets()) } else { None }).unwrap_or_default();
             let all6: Vec<Ipv6Addr> = of_link().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }).collect();
             // One that everybody can answer, if there is one.
-            let ip6 = all6.iter().find(|ip| !ip.is_unique_local()).or(all6.first()).map(|ip| ip.octets()).unwrap_or_default();
+            let ip6 = all6.iter().find(|ip| !ip.is_unique_local()).or(all6.first()).copied().unwrap_or(Ipv6Addr::UNSPECIFIED);
             let row = Endpoint {
                 ifindex: link.index,
                 mac: link.mac.unwrap_or_default(),
@@ -126,7 +129,7 @@ impl Devices {
                 policy_out: POLICY_OPEN,
                 flags: EP_VALID | EP_DROPS | way,
                 ip4: Be32::from_wire(ip4),
-                ip6: std::array::from_fn(|i| Be32::from_wire([ip6[4 * i], ip6[4 * i + 1], ip6[4 * i + 2], ip6[4 * i + 3]])),
+                ip6: words(ip6.into()).1,
                 mtu: link.mtu.min(u32::from(u16::MAX)) as u16,
                 ..Endpoint::default()
             };
@@ -134,7 +137,8 @@ impl Devices {
             let hang = |dir, program| {
                 attach(Hook { pin: &pin(fs, link.index, dir), ifindex: link.index, dir, ours: false }, program, self.attach_mode, self.tcx)
             };
-            tables.device.put(&DeviceKey { ifindex: link.index }, &DeviceEntry { slot })?;
+            tables.device.put(&device, &DeviceEntry { slot })?;
+            ways.push((device.ifindex, row));
             // Nothing is marked for translation before something translates.
             if self.masquerade {
                 hang(Dir::Egress, programs.to_netdev)?;
@@ -144,12 +148,45 @@ impl Devices {
                 detach(fs, link.index, Dir::Egress)?;
             }
         }
+        // A next hop without a slot of its own is the kernel's to find, for each packet.
+        for (ifindex, row) in ways {
+            for key in next_hops.iter().filter(|k| k.ifindex == ifindex) {
+                let Some(slot) = slot_of(&mut slots, *key) else { break };
+                tables.next_hop.put(&slot, &key.next_hop)?;
+                rows.write(&tables.endpoint, slot, row)?;
+                tables.device.put(key, &DeviceEntry { slot })?;
+            }
+        }
         let way = if slots.is_empty() { 0 } else { way };
         if let Some(world) = tables.endpoint.get(&SLOT_WORLD)? {
             rows.write(&tables.endpoint, SLOT_WORLD, Endpoint { flags: world.flags & !(EP_ROUTE | EP_MASQUERADE) | way, ..world })?;
         }
         Ok(names)
     }
+}
+
+/// The slot that a way out has, or gets: devices and next hops cannot take each other's.
+fn slot_of(slots: &mut BTreeMap<DeviceKey, u32>, way: DeviceKey) -> Option<u32> {
+    if let Some(slot) = slots.get(&way) {
+        return Some(*slot);
+    }
+    let mut all = if way.next_hop == NextHop::default() { SLOT_DEVICES..SLOT_NEXT_HOPS } else { SLOT_NEXT_HOPS..SLOT_FIRST };
+    let slot = all.find(|s| !slots.values().any(|used| used == s))?;
+    slots.insert(way, slot);
+    Some(slot)
+}
+
+/// Ways out whose next hop does not depend on more of a packet than the programs ask the routes about: not on its mark, its
+/// type of service, its ports.
+async fn next_hops(netlink: &Netlink) -> Result<BTreeSet<DeviceKey>, DeviceError> {
+    if netlink.rules_ask_for_more(MARK_MASK).await? {
+        return Ok(BTreeSet::new());
+    }
+    let way = |(ifindex, gateway): (u32, IpAddr)| {
+        let family = if gateway.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+        DeviceKey { ifindex, next_hop: NextHop { family: family as u32, addr: words(gateway).1 } }
+    };
+    Ok(netlink.gateways().await?.into_iter().map(way).collect())
 }
 
 /// Has every flow with the world judged and routed anew.

@@ -17,7 +17,8 @@ pub struct PrefixTooLong {
 /// Bits that stand before the address in the prefix key (family, zone, padding).
 const LPM_HEAD_BITS: u32 = 32;
 
-fn words(address: IpAddr) -> (u8, [Be32; 4]) {
+/// How tables hold an address: its family, 4 or 6, and its words, IPv4 in the first.
+pub fn words(address: IpAddr) -> (u8, [Be32; 4]) {
     match address {
         IpAddr::V4(a) => (4, [Be32::from_wire(a.octets()), Be32::default(), Be32::default(), Be32::default()]),
         IpAddr::V6(a) => {

@@ -15,6 +15,7 @@ mod masquerade;
 mod metrics;
 mod monitor;
 mod nat46;
+mod next_hop;
 mod node;
 mod outside;
 mod preview;

@@ -100,7 +100,7 @@ pub trait CStruct {
 macro_rules! c_struct {
     ($(#[doc = $doc:literal])* $name:ident as $cname:literal { $($(#[doc = $fdoc:literal])* $field:ident : $ty:ty,)* }) => {
         $(#[doc = $doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout, zerocopy::Immutable)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout, zerocopy::Immutable)]
         #[repr(C)]
         pub struct $name { $($(#[doc = $fdoc])* pub $field: $ty,)* }
 

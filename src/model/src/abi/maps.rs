@@ -74,6 +74,7 @@ pub mod map {
     pub const IPCACHE: &str = "ipcache";
     pub const IPCACHE_LPM: &str = "ipcache_lpm";
     pub const DEVICE: &str = "device";
+    pub const NEXT_HOP: &str = "next_hop";
     pub const DIRECT: &str = "direct";
     pub const NAT46: &str = "nat46";
     pub const FRAG: &str = "frag";
@@ -112,7 +113,13 @@ pub const MAPS: &[MapDef] = &[
     array::<Counter>(map::RULE_COUNT, MapKind::PercpuArray, RULE_RECORDS, "First packets that a rule decided."),
     table::<IpcacheKey, IpcacheEntry>(map::IPCACHE, MapKind::Hash, 131072, "Exact addresses: who is behind them."),
     table::<IpcacheLpmKey, IpcacheEntry>(map::IPCACHE_LPM, MapKind::LpmTrie, 65536, "Prefixes, asked when the exact table does not know."),
-    table::<DeviceKey, DeviceEntry>(map::DEVICE, MapKind::Hash, 256, "Devices that packets leave by without the host's stack."),
+    table::<DeviceKey, DeviceEntry>(
+        map::DEVICE,
+        MapKind::Hash,
+        256,
+        "Ways out of the node that pass its stack by: a device, and a next hop.",
+    ),
+    array::<NextHop>(map::NEXT_HOP, MapKind::Array, SLOT_FIRST, "Next hops of the rows of ways out, by slot."),
     table::<IpcacheLpmKey, DirectEntry>(map::DIRECT, MapKind::LpmTrie, 4096, "Prefixes that containers meet under their own addresses."),
     array::<Nat46Range>(map::NAT46, MapKind::Array, 1, "Prefix of addresses that stand for IPv4 addresses."),
     table::<FragKey, FragEntry>(map::FRAG, MapKind::LruHash, 8192, "First fragments that were let through."),

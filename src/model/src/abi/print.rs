@@ -69,6 +69,7 @@ pub fn abi_h() -> String {
     structure::<IpcacheKey>(&mut out);
     structure::<IpcacheLpmKey>(&mut out);
     structure::<IpcacheEntry>(&mut out);
+    structure::<NextHop>(&mut out);
     structure::<DeviceKey>(&mut out);
     structure::<DeviceEntry>(&mut out);
     structure::<DirectEntry>(&mut out);

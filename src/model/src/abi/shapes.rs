@@ -30,8 +30,10 @@ c_consts! {
         SLOT_HOST = 1;
         /// Row of everything that is neither a container nor the host.
         SLOT_WORLD = 2;
-        /// First row of the node's own devices: what is reached through one of them is the world too.
+        /// First row of the ways out by the node's own devices: what is reached through one of them is the world too.
         SLOT_DEVICES = 16;
+        /// First row of ways out by a device and a next hop.
+        SLOT_NEXT_HOPS = 128;
         /// First row of a local container.
         SLOT_FIRST = 256;
         /// First row of remote nodes (one past the last container).
@@ -458,14 +460,27 @@ c_struct! {
 }
 
 c_struct! {
-    /// One of the node's devices, by interface index.
-    DeviceKey as "device_key" {
-        ifindex: u32,
+    /// A neighbour that packets are sent to whatever their own address, as `bpf_redirect_neigh` takes it (uapi struct
+    /// bpf_redir_neigh).
+    NextHop as "next_hop" {
+        /// The kernel's number: 2 for IPv4, 10 for IPv6; 0: none is known.
+        family: u32,
+        /// IPv4 in the first word.
+        addr: [Be32; 4],
     }
 }
 
 c_struct! {
-    /// The device's row among the endpoints.
+    /// A way out of the node: one of its devices, by interface index, and the next hop there.
+    DeviceKey as "device_key" {
+        ifindex: u32,
+        /// As in [`NextHop`]; all 0: whichever the kernel's routes say for each packet.
+        next_hop: NextHop,
+    }
+}
+
+c_struct! {
+    /// Its row among the endpoints.
     DeviceEntry as "device_entry" {
         slot: u32,
     }
