@@ -151,22 +151,31 @@ impl Collection {
     /// Every program loads with the type that its section names and attach type 0, which is what lets tcx, clsact and
     /// tail-call arrays share them.
     pub fn load(fs: &BpfFs, elf: &[u8], options: &LoadOptions<'_>) -> Result<Self> {
+        let invalid = |reason| Error::Invalid { field: "stage", reason };
+        let load = |apart: bool| {
+            let programs = load_programs(fs, elf, options, |name| options.apart.contains(&name) == apart)?;
+            // The kernel rewrites each call of a stage, and waits for all processors: while other programs are still loaded.
+            for (program, slot) in
+                programs.iter().flat_map(|p| options.stage.iter().filter(|(_, n)| p.name == *n).map(move |(s, _)| (p, *s)))
+            {
+                options.stages.ok_or(invalid("needs an array"))?.set(slot, program)?;
+            }
+            Ok(programs)
+        };
         let programs = if options.apart.is_empty() {
-            load_programs(fs, elf, options, |_| true)?
+            load(false)?
         } else {
             // libbpf loads one program of an object after the other, so each thread has an object of its own.
             std::thread::scope(|scope| {
-                let beside = scope.spawn(|| load_programs(fs, elf, options, |name| options.apart.contains(&name)));
-                let mut programs = load_programs(fs, elf, options, |name| !options.apart.contains(&name))?;
+                let beside = scope.spawn(|| load(true));
+                let mut programs = load(false)?;
                 programs.extend(beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
                 Ok(programs)
             })?
         };
         let collection = Self { programs };
-        for (slot, name) in options.stage {
-            let invalid = |reason| Error::Invalid { field: "stage", reason };
-            let stages = options.stages.ok_or(invalid("needs an array"))?;
-            stages.set(*slot, collection.program(name).ok_or(invalid("names a program that the object has not"))?)?;
+        if options.stage.iter().any(|(_, name)| collection.program(name).is_none()) {
+            return Err(invalid("names a program that the object has not"));
         }
         if let Some(dir) = &options.pin {
             collection.pin(dir, options.stages.filter(|_| !options.stage.is_empty()))?;
