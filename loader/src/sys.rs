@@ -4,14 +4,12 @@
 //! Every function returns the positive errno as its error. Lengths of keys and values are checked against what the kernel
 //! itself says about the map, which is what makes the wrappers safe: the kernel reads and writes exactly that many bytes.
 
-use std::any::Any;
-use std::cell::Cell;
 use std::ffi::{CString, c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_sys as bpf;
 
@@ -456,47 +454,75 @@ pub(crate) fn tc_query(ifindex: u32, point: u32, handle: u32, priority: u32) -> 
     Ok(opts.prog_id)
 }
 
-type Sink<'a> = &'a mut dyn FnMut(&[u8]);
-
-/// What the C callback of a ring finds behind its context pointer.
-#[derive(Default)]
-struct RingState {
-    /// The closure of the `consume` that is running, and only while it runs.
-    sink: Cell<Option<NonNull<Sink<'static>>>>,
-    panic: Cell<Option<Box<dyn Any + Send>>>,
+/// Pages of this process's memory that belong to a map.
+struct Mapped {
+    at: NonNull<u8>,
+    len: usize,
 }
 
-/// A mapped ring buffer.
+impl Mapped {
+    /// Those of a ring buffer from `offset` on, in bytes.
+    fn new(map: BorrowedFd<'_>, offset: usize, len: usize, prot: c_int) -> Result<Self, Errno> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, map.as_raw_fd(), offset as libc::off_t) };
+        if at == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        Ok(Self { at: NonNull::new(at.cast()).ok_or(libc::ENOMEM)?, len })
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and borrows of it do not outlive `self`.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
+}
+
+/// Before each record in a ring: its length with two flags, and the page that it is on.
+const RECORD_HEADER: usize = 8;
+
+/// Bytes that were read before the kernel is told of it: it looks at the reader's position for each record that it makes, and a
+/// line of memory that both write goes from one processor to the other each time.
+const TELL: u64 = 64 * 1024;
+
+/// A mapped ring buffer (linux/bpf.h, Documentation/bpf/ringbuf.rst): a page with the reader's position, which we write, one with
+/// the kernel's, and the records, twice in a row, so that none is in two pieces. Of the second copy a page is mapped: no record
+/// may be longer.
 pub(crate) struct Ring {
-    ring: NonNull<bpf::ring_buffer>,
-    /// Lives exactly as long as `ring`, at a fixed address, because C keeps a pointer to it. Freed in `drop`.
-    state: NonNull<RingState>,
-    /// Kept open as long as it is mapped.
+    reader: Mapped,
+    kernel: Mapped,
+    page: usize,
+    size: usize,
+    epoll: OwnedFd,
     _map: OwnedFd,
 }
 
-// SAFETY: a ring has no tie to the thread that made it; `&mut self` in `consume` excludes two at a time.
+// SAFETY: a mapping has no tie to the thread that made it; `&mut self` in `consume` excludes two at a time.
 unsafe impl Send for Ring {}
 
-/// # Safety
-/// Only for libbpf, with the context given to `ring_buffer__new`.
-unsafe extern "C" fn on_sample(ctx: *mut c_void, data: *mut c_void, len: bpf::size_t) -> c_int {
-    // SAFETY: `ctx` is the `RingState` of the ring that is being consumed, alive until that ring is dropped.
-    let state = unsafe { &*ctx.cast::<RingState>() };
-    let Some(sink) = state.sink.get() else { return -libc::ECANCELED };
-    // SAFETY: libbpf gives a record of `len` bytes that stays until we return.
-    let record = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len as usize) };
-    // A panic must not cross C; it goes on in `consume`.
-    let called = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `consume` put it there, is still running below us on this thread, and lends it to nobody else.
-        let sink = unsafe { &mut *sink.as_ptr() };
-        sink(record)
-    }));
-    match called {
-        Ok(()) => 0,
-        Err(panic) => {
-            state.panic.set(Some(panic));
-            -libc::ECANCELED
+/// The reader's position; the kernel learns it in steps, and in the end even if the sink panics.
+struct Position<'a> {
+    shared: &'a AtomicU64,
+    at: u64,
+    told: u64,
+}
+
+impl Position<'_> {
+    fn tell(&mut self) {
+        self.shared.store(self.at, Ordering::Release);
+        self.told = self.at;
+    }
+}
+
+impl Drop for Position<'_> {
+    fn drop(&mut self) {
+        if self.told != self.at {
+            self.tell();
         }
     }
 }
@@ -504,48 +530,83 @@ unsafe extern "C" fn on_sample(ctx: *mut c_void, data: *mut c_void, len: bpf::si
 impl Ring {
     /// Maps a ring buffer map.
     pub fn new(map: OwnedFd) -> Result<Self, Errno> {
-        let state = NonNull::from(Box::leak(Box::<RingState>::default()));
-        // SAFETY: `state` stays valid until `drop`, after the ring was freed.
-        let ring = unsafe { bpf::ring_buffer__new(map.as_raw_fd(), Some(on_sample), state.as_ptr().cast(), std::ptr::null_mut()) };
-        match NonNull::new(ring) {
-            Some(ring) => Ok(Self { ring, state, _map: map }),
-            None => {
-                let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
-                // SAFETY: made by `Box::leak` above and handed to nobody that still lives.
-                drop(unsafe { Box::from_raw(state.as_ptr()) });
-                Err(errno)
-            }
+        let size = map_info(map.as_fd())?.max_entries as usize;
+        // SAFETY: no pointers.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(|_| libc::EINVAL)?;
+        let reader = Mapped::new(map.as_fd(), 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
+        let kernel = Mapped::new(map.as_fd(), page, page + size + page, libc::PROT_READ)?;
+        // SAFETY: no pointers.
+        let epoll = own(check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map_err(|_| last_errno())?)?;
+        // Edge-triggered: ready when a program wakes the reader, and not already when something is there.
+        let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: 0 };
+        // SAFETY: both descriptors are open, `event` outlives the call.
+        if unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, map.as_raw_fd(), &mut event) } != 0 {
+            return Err(last_errno());
         }
+        Ok(Self { reader, kernel, page, size, epoll, _map: map })
     }
 
-    /// Readable while there are records.
-    pub fn epoll(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring owns its epoll descriptor as long as it lives, and so does the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(bpf::ring_buffer__epoll_fd(self.ring.as_ptr())) }
+    fn reader(&self) -> &AtomicU64 {
+        // SAFETY: the page begins with it, is mapped for writing as long as `self` lives, and is written by atomic stores alone.
+        unsafe { AtomicU64::from_ptr(self.reader.at.as_ptr().cast()) }
+    }
+
+    fn kernel(&self) -> &AtomicU64 {
+        // SAFETY: as above, but that we only read it, which an atomic load does.
+        unsafe { AtomicU64::from_ptr(self.kernel.at.as_ptr().cast()) }
+    }
+
+    /// Bytes that wait to be read.
+    pub fn unread(&self) -> u64 {
+        self.kernel().load(Ordering::Relaxed).wrapping_sub(self.reader().load(Ordering::Relaxed))
+    }
+
+    /// Waits until a program wakes us, or a signal comes, at most so many ms; -1 is for ever.
+    pub fn wait(&self, ms: c_int) -> Result<(), Errno> {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: `event` has room for one.
+        match unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), &mut event, 1, ms) } {
+            -1 if last_errno() != libc::EINTR => Err(last_errno()),
+            _ => Ok(()),
+        }
     }
 
     /// Hands over at most `max` records that are there now; how many it were.
-    pub fn consume(&mut self, max: usize, mut sink: Sink<'_>) -> Result<usize, Errno> {
-        let sink = NonNull::from(&mut sink).cast::<Sink<'static>>();
-        // SAFETY: `state` lives as long as `self`; only shared references to it exist.
-        let state = unsafe { self.state.as_ref() };
-        state.sink.set(Some(sink));
-        // SAFETY: the ring is alive, and `&mut self` makes us its only user.
-        let ret = unsafe { bpf::ring_buffer__consume_n(self.ring.as_ptr(), max as _) };
-        state.sink.set(None);
-        if let Some(panic) = state.panic.take() {
-            resume_unwind(panic);
-        }
-        check(ret).map(|n| n as usize)
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        // SAFETY: both were made in `new` and are used by nobody else; the ring goes first as it points to the state.
-        unsafe {
-            bpf::ring_buffer__free(self.ring.as_ptr());
-            drop(Box::from_raw(self.state.as_ptr()));
+    pub fn consume(&mut self, max: usize, sink: &mut dyn FnMut(&[u8])) -> Result<usize, Errno> {
+        let at = self.reader().load(Ordering::Relaxed);
+        let mut position = Position { shared: self.reader(), at, told: at };
+        let mut count = 0;
+        loop {
+            let end = self.kernel().load(Ordering::Acquire);
+            if position.at == end {
+                return Ok(count);
+            }
+            while position.at != end {
+                if count == max {
+                    return Ok(count);
+                }
+                let offset = self.page + (position.at as usize & (self.size - 1));
+                // SAFETY: below the kernel's position is a record, at a multiple of eight bytes, whose header is mapped and is
+                // written by the kernel before, and once more, atomically, when the record is whole.
+                let header = unsafe { AtomicU32::from_ptr(self.kernel.at.as_ptr().add(offset).cast()) }.load(Ordering::Acquire);
+                if header & bpf::BPF_RINGBUF_BUSY_BIT != 0 {
+                    return Ok(count);
+                }
+                let len = (header & !bpf::BPF_RINGBUF_DISCARD_BIT) as usize;
+                if len > self.page - RECORD_HEADER {
+                    return Err(libc::EMSGSIZE);
+                }
+                // Also if the sink panics, it has had this one.
+                position.at = position.at.wrapping_add((RECORD_HEADER + len).next_multiple_of(8) as u64);
+                if header & bpf::BPF_RINGBUF_DISCARD_BIT == 0 {
+                    count += 1;
+                    // SAFETY: a whole record stays as it is until the kernel is told that it was read, which is after this.
+                    sink(unsafe { std::slice::from_raw_parts(self.kernel.at.as_ptr().add(offset + RECORD_HEADER), len) });
+                }
+                if position.at.wrapping_sub(position.told) >= TELL {
+                    position.tell();
+                }
+            }
         }
     }
 }

@@ -32,9 +32,6 @@ const LOSSES: Duration = Duration::from_millis(200);
 /// Events that a listener decodes at once.
 const PORTION: usize = 128;
 
-/// Events read before listeners and losses are looked after again, however many there are.
-const AT_ONCE: usize = 65_536;
-
 type Listeners = Arc<Vec<Arc<Listener>>>;
 
 /// What listeners receive.
@@ -150,10 +147,7 @@ impl Shared {
                 }
                 spread.record(bytes);
             };
-            if reader.poll(wait, &mut take)? == 0 {
-                // Below the mark the kernel wakes nobody: the time was up, not the buffer empty.
-                reader.consume(AT_ONCE, &mut take)?;
-            }
+            reader.poll(wait, &mut take)?;
             spread.flush();
             spread.settle(&self.seen, &self.slow);
             if version != self.version.load(Ordering::Acquire) {

@@ -133,7 +133,7 @@ pub const MAPS: &[MapDef] = &[
         key_size: 0,
         value: "",
         value_size: 0,
-        max_entries: 4 << 20,
+        max_entries: 16 << 20,
         no_prealloc: false,
         doc: "Events, read by the agent.",
     },
