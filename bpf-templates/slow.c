@@ -244,20 +244,29 @@ int slow_path(struct __sk_buff *ctx)
 	struct packet p = { .state = FLOW_STATE_NONE, .dir = from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS };
 	int ret;
 
-	if (from == FROM_RECEIVE || from == FROM_FAST)
+	if (from == FROM_RECEIVE)
 		p.dst_slot = (__u16)slot;
 	else
 		p.src_slot = (__u16)slot;
-	if (CONFIG_EVENTS && from == FROM_FAST)
-		ret = trace_report(ctx, &p);
-	else
-		ret = finish(ctx, &p, reason ? -(int)reason : stages_run(ctx, &p, from, slot));
+	ret = finish(ctx, &p, reason ? -(int)reason : stages_run(ctx, &p, from, slot));
 	if (ret != ACT_RECEIVE)
 		return ret;
 	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
 	p.dst_slot = (__u16)ctx->cb[CB_SLOT];
 	p.dir = DIR_INGRESS;
 	return finish(ctx, &p, -DROP_MISSED_TAIL_CALL);
+}
+
+/* A packet that the fast path has sent on its way, and whose report is wanted. */
+SEC("tc")
+int trace_path(struct __sk_buff *ctx)
+{
+	if (CONFIG_EVENTS)
+		trace_report(ctx);
+	if (!(ctx->cb[CB_FROM] >> TRACE_CB_RECEIVE & 1))
+		return TC_ACT_REDIRECT;
+	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
+	return go_slow(ctx, FROM_RECEIVE, ctx->cb[CB_SLOT], DROP_MISSED_TAIL_CALL);
 }
 
 /* Packets that leave by a device, or come to the node itself, as far as they may belong to a masqueraded flow. */

@@ -28,6 +28,7 @@ enum {
 	STAGE_SLOTS = 0x4,
 	STAGE_SLOW = 0x0,
 	STAGE_NAT = 0x1,
+	STAGE_TRACE = 0x2,
 };
 
 enum {

@@ -112,7 +112,7 @@ static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, s
 	metrics_count(0, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, len);
 	if (CONFIG_EVENTS && how >> FAST_TRACE & 1) {
 		/* FLOW_OPENER_B is bit 0: the packet goes to the opener if its sender is the other side. */
-		ctx->cb[CB_FROM] = FROM_FAST | ((READ_ONCE(h->flags) ^ side) & FLOW_OPENER_B) << TRACE_CB_REPLY |
+		ctx->cb[CB_FROM] = ((READ_ONCE(h->flags) ^ side) & FLOW_OPENER_B) << TRACE_CB_REPLY |
 				   ((__u32)ret >> 8) << TRACE_CB_RECEIVE | (from == FROM_CONTAINER) << TRACE_CB_EGRESS |
 				   (__u32)flow_from(h, side) << TRACE_CB_SLOT;
 		ctx->cb[CB_SLOT] = to;
@@ -220,7 +220,7 @@ static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src
 	ret = fast_deliver(ctx, way.h, way.dst, (__u32)from | way.side << FAST_SIDE | way.trace << FAST_TRACE);
 	if (!CONFIG_EVENTS || !way.trace || ret == ACT_MISS)
 		return ret;
-	bpf_tail_call(ctx, &stages, STAGE_SLOW);
+	bpf_tail_call(ctx, &stages, STAGE_TRACE);
 	metrics_count(REASON_EVENT_LOST, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, ctx->len);
 	return ret;
 }

@@ -47,12 +47,12 @@ enum {
 	CB_SLOT = 0, /* slot of the receiver; for the slow path that of the sending container */
 	CB_HOP = 1,  /* the packet is routed, so its hop count goes down */
 	CB_MTU = 1,  /* FROM_ANSWER: what the packet is too big for, or 0: its hops ran out */
-	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; FROM_FAST: TRACE_CB_* */
-	CB_LAST = 3, /* FROM_FAST: jiffies and number of its flow's packet before it */
+	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; for a report: TRACE_CB_* */
+	CB_LAST = 3, /* for a report: jiffies and number of its flow's packet before it */
 	CB_NTH = 4,
 };
 
-/* cb[CB_FROM] of FROM_FAST, by bits: the packet goes to who opened its flow; receive_own is to deliver it; a container sent it; its slot. */
+/* cb[CB_FROM] for a report, by bits: the packet goes to who opened its flow; receive_own is to deliver it; a container sent it; its slot. */
 enum {
 	TRACE_CB_REPLY = 8,
 	TRACE_CB_RECEIVE = 9,
@@ -69,7 +69,6 @@ enum {
 	FROM_MASKED = 4,  /* a device of the node, to the node's address: an answer to what was masqueraded, maybe */
 	FROM_STACK = 5,	  /* the same, to be routed by the stack */
 	TO_NETDEV = 6,	  /* a container's, about to leave by a device */
-	FROM_FAST = 8,	  /* on its way already, and its report is wanted; cb[CB_SLOT]: receiver */
 	FROM_ANSWER = 7,  /* an answer to what was masqueraded, that cannot go on: cb[CB_MTU] says why */
 };
 

@@ -2,6 +2,7 @@
 //! Traces of established flows: what is reported, what is left out, and that nothing is lost without being counted.
 
 use crate::flow::{back, there};
+use pilus_loader::events::Reader;
 use pilus_model::abi::*;
 use pilus_tests::outcome::Outcome;
 use pilus_tests::packet::Packet;
@@ -9,6 +10,11 @@ use pilus_tests::scenario::each_build;
 use pilus_tests::wire::{ACK, FIN, RST, SYN};
 use pilus_tests::world::Who::{A, B, C, Host, World as Outside};
 use pilus_tests::world::{Family, IDLE, Who, World};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+/// How long what must happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn traces(o: &Outcome) -> Vec<FlowState> {
     o.of_kind(EventKind::Trace).map(|e| e.state()).collect()
@@ -119,6 +125,63 @@ fn every_event_is_there_or_counted_as_lost() {
             let (seen, lost) = (w.drain().len() as u64, lost() - before);
             assert!(seen > 1000 && lost > 1000, "{seen} seen, {lost} lost");
             assert_eq!(seen + lost, u64::from(packets));
+        }
+    });
+}
+
+/// The programs wake nobody for single events, but a reader that sleeps through a flood would lose the most of it.
+#[test]
+fn a_flood_wakes_the_reader() {
+    each_build(|w| {
+        w.reset(EP_DROPS);
+        let mut reader = Reader::open(w.sandbox.fs(), map::EVENTS).expect("events");
+        let ready = Arc::new(Barrier::new(2));
+        let begun = Arc::clone(&ready);
+        let waiting = std::thread::spawn(move || {
+            begun.wait();
+            reader.poll(Duration::MAX, &mut |_| {}).expect("poll")
+        });
+        ready.wait();
+        let frame = World::frame(A, Family::V6.ip(A, B).udp(5, 54));
+        let send = |packets| w.entry(A).test_run(&frame, Some(&World::context_of(A)), packets).expect("test run");
+        send(10);
+        for _ in 0..1000 {
+            assert!(!waiting.is_finished(), "woken for a few");
+            std::thread::yield_now();
+        }
+        // As many as there is room for.
+        send(8000);
+        let since = Instant::now();
+        while !waiting.is_finished() {
+            assert!(since.elapsed() < PATIENCE, "nobody wakes the reader");
+            std::thread::yield_now();
+        }
+        assert!(waiting.join().expect("the reader") > 10);
+    });
+}
+
+/// Packets of every length about the least that is copied by itself, and the most that an event holds.
+#[test]
+fn an_event_holds_the_packets_beginning() {
+    let beginning = |bytes: &[u8]| bytes[..bytes.len().min(EVENT_PAYLOAD as usize)].to_vec();
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            w.reset(EP_DROPS | EP_TRACE_ALL);
+            for length in (0..160).chain([1000]) {
+                let denied = f.ip(A, B).udp(5, 54).filled(length);
+                let frame = World::frame(A, denied.clone());
+                let o = w.send(A, denied);
+                let e = o.of_kind(EventKind::Drop).next().expect("a drop");
+                assert_eq!((e.event.len as usize, &e.payload), (frame.len(), &beginning(&frame)), "{length} bytes, denied");
+                let flow = || f.ip(A, B).udp(6, 53).filled(length);
+                let there = w.send(A, flow());
+                w.send(B, f.ip(B, A).udp(53, 6));
+                let fast = w.send(A, flow());
+                for o in [there, fast] {
+                    let e = o.of_kind(EventKind::Trace).next().expect("a trace");
+                    assert_eq!((e.event.len as usize, &e.payload), (frame.len(), &beginning(&o.out)), "{length} bytes, {}", e.state());
+                }
+            }
         }
     });
 }

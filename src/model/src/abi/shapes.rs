@@ -12,14 +12,16 @@ c_consts! {
         STAGE_SLOW = 0;
         /// Masquerading, and its answers.
         STAGE_NAT = 1;
+        /// The report of what the fast path has sent on its way.
+        STAGE_TRACE = 2;
     }
 }
 
 /// The stages' programs, all of the slow path's object.
-pub const STAGES_OF_SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path"), (STAGE_NAT, "nat_path")];
+pub const STAGES_OF_SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path"), (STAGE_NAT, "nat_path"), (STAGE_TRACE, "trace_path")];
 
 /// Those of them that are about as much work for the verifier as all others together: loaded beside them.
-pub const STAGES_APART: &[&str] = &["nat_path"];
+pub const STAGES_APART: &[&str] = &["nat_path", "trace_path"];
 
 c_consts! {
     /// Sizes and slots.
