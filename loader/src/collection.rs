@@ -155,10 +155,10 @@ impl Collection {
         let load = |apart: bool| {
             let programs = load_programs(fs, elf, options, |name| options.apart.contains(&name) == apart)?;
             // The kernel rewrites each call of a stage, and waits for all processors: while other programs are still loaded.
-            for (program, slot) in
-                programs.iter().flat_map(|p| options.stage.iter().filter(|(_, n)| p.name == *n).map(move |(s, _)| (p, *s)))
-            {
-                options.stages.ok_or(invalid("needs an array"))?.set(slot, program)?;
+            for (slot, name) in options.stage {
+                if let Some(program) = programs.iter().find(|p| p.name == *name) {
+                    options.stages.ok_or(invalid("needs an array"))?.set(*slot, program)?;
+                }
             }
             Ok(programs)
         };
