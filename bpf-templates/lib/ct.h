@@ -4,6 +4,9 @@
 #include "maps.h"
 #include "packet.h"
 
+TABLE_flow4;
+TABLE_flow6;
+
 /*
  * All of this is free of branches, so that the verifier looks at what follows
  * once, and not again for each side: a value that is known because of a branch is

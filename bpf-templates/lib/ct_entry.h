@@ -3,6 +3,9 @@
 #pragma once
 #include "ct.h"
 #include "events.h"
+#include "maps.h"
+
+TABLE_timeouts;
 
 /* Of one packet: that of its family. */
 union flow_keys {

@@ -5,6 +5,10 @@
 #include "eth.h"
 #include "ipv4.h"
 #include "ipv6.h"
+#include "maps.h"
+
+TABLE_next_hop;
+TABLE_receive;
 
 #if __has_include("custom/container.c")
 #include "custom/container.c"

@@ -5,6 +5,8 @@
 #include "maps.h"
 #include "packet.h"
 
+TABLE_endpoint;
+
 #if CONFIG_OWN
 #define EP_MAC(row) EP_MAC_CONST
 #define EP_HOST_MAC(row) EP_HOST_MAC_CONST

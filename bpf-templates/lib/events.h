@@ -3,7 +3,11 @@
 #pragma once
 #include "config.h"
 #include "endpoint.h"
+#include "maps.h"
 #include "metrics.h"
+
+TABLE_reporting;
+TABLE_events;
 
 enum {
 	EVENTS_WAKE =

@@ -7,12 +7,12 @@
 #pragma once
 #include "ct.h"
 #include "deliver.h"
-#include "events.h"
 #include "metrics.h"
+#include "stages.h"
 
 enum {
 	FLOW_BUSY = 200,    /* jiffies, less than any idle time */
-	FLOW_ROUTED = 8,    /* a way out of the node is asked for anew in each 2^8 jiffies: the agent may not be there to tell */
+	FLOW_ROUTED = 8,    /* after 2^8 jiffies a way out is asked for anew: an agent may not be there */
 	NO_PORTS = 1 << 20, /* longer than any packet */
 };
 
@@ -38,7 +38,8 @@ struct fast_way {
 static __always_inline int flow_usable(struct flow *h, struct endpoint *src, __u32 slot, __u32 side, int origin,
 				       __u32 slow, struct fast_way *way)
 {
-	__u32 now = (__u32)bpf_jiffies64(), from = flow_from(h, side), idle = now - h->last, flags, fresh, outside, stale;
+	__u32 now = (__u32)bpf_jiffies64(), from = flow_from(h, side), idle = now - h->last;
+	__u32 flags, fresh, stale, outside;
 	struct endpoint *dst;
 
 	/* An entry that was idle may have expired: the difference's sign says so. */

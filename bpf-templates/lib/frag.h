@@ -7,6 +7,8 @@
 #include "maps.h"
 #include "packet.h"
 
+TABLE_frag;
+
 enum {
 	FRAG_SECONDS = 30, /* as the kernel waits for the rest of a datagram */
 };

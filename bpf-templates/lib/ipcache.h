@@ -4,6 +4,9 @@
 #include "maps.h"
 #include "packet.h"
 
+TABLE_ipcache;
+TABLE_ipcache_lpm;
+
 /* Bits of a prefix that is a whole address, with the family before it: 64 for IPv4, 160 for IPv6. */
 static __always_inline __u32 lpm_bits(__u32 family)
 {

@@ -3,6 +3,8 @@
 #pragma once
 #include "maps.h"
 
+TABLE_metrics;
+
 static __always_inline void metrics_count(__u32 reason, __u32 dir, __u32 bytes)
 {
 	__u32 idx = reason << 1 | (dir & 1);

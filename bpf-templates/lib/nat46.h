@@ -10,7 +10,10 @@
 #include "answer.h"
 #include "endpoint.h"
 #include "icmp.h"
+#include "maps.h"
 #include "nat.h"
+
+TABLE_nat46;
 
 enum {
 	NAT46_QUOTE = 64, /* bytes behind the IP header that a translated error quotes */

@@ -4,6 +4,9 @@
 #include "maps.h"
 #include "packet.h"
 
+TABLE_policy;
+TABLE_rule_count;
+
 /* What policy_verdict returns: below 0 a drop reason with no rule behind it, else flags << 16 | rule record index. */
 enum {
 	VERDICT_FLAGS = 16,

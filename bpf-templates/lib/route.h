@@ -2,7 +2,10 @@
 /* Where the world is: behind one of the node's devices, or wherever the host's stack finds it. */
 #pragma once
 #include "endpoint.h"
+#include "maps.h"
 #include "packet.h"
+
+TABLE_device;
 
 static __always_inline int slot_is_world(__u32 slot)
 {

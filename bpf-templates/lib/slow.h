@@ -9,8 +9,11 @@
 #include "deliver.h"
 #include "finish.h"
 #include "ipcache.h"
+#include "maps.h"
 #include "policy.h"
 #include "route.h"
+
+TABLE_direct;
 
 /* What policy_verdict's `v` comes to: 0 or -DROP_*. Its rule, p->rule, has been asked once more. */
 __noinline int rule_apply(struct __sk_buff *ctx, struct packet *p, int v)

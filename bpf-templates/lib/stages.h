@@ -5,8 +5,11 @@
  * before the first of them is attached and never changes.
  */
 #pragma once
+#include "maps.h"
 #include "metrics.h"
 #include "packet.h"
+
+TABLE_stages;
 
 /* Ends the program: `stage` (STAGE_*, a constant) goes on, or drops and reports for `reason`. */
 static __always_inline int go_stage(struct __sk_buff *ctx, __u32 stage, __u32 from, __u32 slot, __u32 reason)

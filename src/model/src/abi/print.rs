@@ -82,30 +82,31 @@ pub fn abi_h() -> String {
     out
 }
 
-/// `generated/maps.h`: every table, pinned by name but for the stages.
+/// `generated/maps.h`: every table as a macro, for the header that owns it to expand. The kernel, and libbpf, pay for each table
+/// that an object declares, used or not.
 pub fn maps_h() -> String {
     let mut out = String::from(HEAD);
     out.push_str("#pragma once\n#include \"abi.h\"\n#include <bpf.h>\n\n");
     for m in MAPS.iter().chain([&STAGE_MAP]) {
-        writeln!(out, "/* {} */\nstruct {{\n\t__uint(type, {});", m.doc, m.kind.c_name()).expect("write to String");
-        match m.kind {
-            MapKind::RingBuf => {}
-            MapKind::ProgArray => out.push_str("\t__type(key, __u32);\n\t__type(value, __u32);\n"),
-            MapKind::Array | MapKind::PercpuArray => {
-                writeln!(out, "\t__type(key, __u32);\n\t__type(value, struct {});", m.value).expect("write to String")
-            }
-            MapKind::Hash | MapKind::LruHash | MapKind::LpmTrie => {
-                writeln!(out, "\t__type(key, struct {});\n\t__type(value, struct {});", m.key, m.value).expect("write to String")
-            }
-        }
-        writeln!(out, "\t__uint(max_entries, {});", m.max_entries).expect("write to String");
+        let mut lines = vec![format!("#define TABLE_{}", m.name), "struct {".into(), format!("\t__uint(type, {});", m.kind.c_name())];
+        let types = match m.kind {
+            MapKind::RingBuf => None,
+            MapKind::ProgArray => Some(("__u32".into(), "__u32".into())),
+            MapKind::Array | MapKind::PercpuArray => Some(("__u32".into(), format!("struct {}", m.value))),
+            MapKind::Hash | MapKind::LruHash | MapKind::LpmTrie => Some((format!("struct {}", m.key), format!("struct {}", m.value))),
+        };
+        lines.extend(
+            types.into_iter().flat_map(|(k, v): (String, String)| [format!("\t__type(key, {k});"), format!("\t__type(value, {v});")]),
+        );
+        lines.push(format!("\t__uint(max_entries, {});", m.max_entries));
         if m.no_prealloc {
-            out.push_str("\t__uint(map_flags, BPF_F_NO_PREALLOC);\n");
+            lines.push("\t__uint(map_flags, BPF_F_NO_PREALLOC);".into());
         }
         if m.name != STAGE_MAP.name {
-            out.push_str("\t__uint(pinning, LIBBPF_PIN_BY_NAME);\n");
+            lines.push("\t__uint(pinning, LIBBPF_PIN_BY_NAME);".into());
         }
-        writeln!(out, "}} {} SEC(\".maps\");\n", m.name).expect("write to String");
+        lines.push(format!("}} {} SEC(\".maps\")", m.name));
+        writeln!(out, "/* {} */\n{}\n", m.doc, lines.join(" \\\n")).expect("write to String");
     }
     out
 }
