@@ -1,9 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Container veth, host side. from_container: every packet that a container sends. receive: a receiver with a program of its own. */
+/* Container's device, host side. from_container: every packet that a container sends. receive: a receiver with a program of its own. */
 #define PILUS_CONFIG "container_config.h"
 #include "lib/config.h"
 #include "lib/fast.h"
 #include "lib/stages.h"
+
+/* Whether the frame holds what the packet says it does. A received one was told so by its frame; who sends on netkit says it himself. */
+static __always_inline int protocol_is_framed(struct __sk_buff *ctx)
+{
+	__be16 proto;
+
+	return bpf_skb_load_bytes(ctx, ETH_HLEN - 2, &proto, 2) == 0 && proto == ctx->protocol;
+}
 
 SEC("tc")
 int from_container(struct __sk_buff *ctx)
@@ -14,6 +22,9 @@ int from_container(struct __sk_buff *ctx)
 	int ret;
 
 	if (!row || !(row->flags & EP_VALID) || !EP_OWNS_SLOT(slot) || row->ifindex != ctx->ifindex)
+		goto slow;
+	reason = DROP_UNSUPPORTED_L3;
+	if (CONFIG_NETKIT && !protocol_is_framed(ctx))
 		goto slow;
 	if (CONFIG_CUSTOM) {
 		ret = custom_from_container(ctx);
@@ -57,7 +68,7 @@ int receive_own(struct __sk_buff *ctx)
 	}
 	ret = headers_rewrite(ctx, EP_MAC(row), EP_HOST_MAC(row), ctx->cb[CB_HOP]);
 	if (ret >= 0)
-		return (int)bpf_redirect_peer(EP_IFINDEX(row), 0);
+		return to_container(ctx, EP_IFINDEX(row));
 	reason = -ret;
 slow:
 	return go_slow(ctx, FROM_RECEIVE, slot, reason);

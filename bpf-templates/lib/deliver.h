@@ -71,6 +71,17 @@ static __always_inline int headers_rewrite(struct __sk_buff *ctx, const __u8 *ds
 	return 0;
 }
 
+/*
+ * Into the container behind a host side. A program of netkit runs while the container sends: no device has received the
+ * packet yet, and such a one changes namespaces by being sent to the host side.
+ */
+static __always_inline int to_container(struct __sk_buff *ctx, __u32 ifindex)
+{
+	if (CONFIG_NETKIT && !ctx->ingress_ifindex)
+		return (int)bpf_redirect(ifindex, 0);
+	return (int)bpf_redirect_peer(ifindex, 0);
+}
+
 /* Sends to where `dst` (row of `slot`) is. Headers are linear. */
 static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, __u32 slot, __u32 hop)
 {
@@ -102,5 +113,5 @@ static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, 
 			return -(int)custom_reason(ret);
 	}
 	ret = headers_rewrite(ctx, dst->mac, dst->host_mac, hop);
-	return ret < 0 ? ret : (int)bpf_redirect_peer(dst->ifindex, 0);
+	return ret < 0 ? ret : to_container(ctx, dst->ifindex);
 }

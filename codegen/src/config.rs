@@ -17,7 +17,7 @@ impl Default for Features {
 }
 
 /// Every switch with the value that an agent without options gives it.
-const DEFAULTS: &[(&str, bool)] = &[("ipv4", true), ("events", true), ("nat46", false)];
+const DEFAULTS: &[(&str, bool)] = &[("ipv4", true), ("events", true), ("nat46", false), ("netkit", false)];
 
 impl Features {
     /// The same features with `name` set.
@@ -33,7 +33,8 @@ impl Features {
 
     /// The shapes that are compiled with the project, so that a node without clang can run them.
     pub fn embedded_shapes() -> Vec<Features> {
-        vec![Features::default(), Features::default().with("ipv4", false), Features::default().with("nat46", true)]
+        let with = |name, on| Features::default().with(name, on);
+        vec![Features::default(), with("ipv4", false), with("nat46", true), with("netkit", true)]
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where programs meet packets: tcx links, and clsact filters where there is no tcx or no time for it.
+//! Where programs meet packets: tcx links, clsact filters where there is no tcx or no time for it, and links of netkit devices.
 //!
 //! tcx runs before clsact, so a device is promoted without a gap by attaching tcx and then removing the filter. A tcx attach
 //! or detach waits 8 to 16 ms for the kernel under its global network lock; a swap takes microseconds, a filter 0.2 ms.
@@ -34,8 +34,8 @@ pub enum Dir {
 pub(crate) const TCX_INGRESS: u32 = 46;
 /// `BPF_TCX_EGRESS`.
 pub(crate) const TCX_EGRESS: u32 = 47;
-/// `BPF_NETKIT_PRIMARY`.
-pub(crate) const NETKIT_PRIMARY: u32 = 54;
+/// `BPF_NETKIT_PEER`.
+pub(crate) const NETKIT_PEER: u32 = 55;
 
 /// Handle of our filter.
 const TC_HANDLE: u32 = 1;
@@ -60,26 +60,35 @@ impl Dir {
 
 /// What became of a swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TcxUpdate {
+pub enum LinkUpdate {
     /// The link runs the new program; no packet saw neither.
     Updated,
-    /// The device is gone. The pin is of no use: [`detach_tcx`] and attach anew.
+    /// The device is gone. The pin is of no use: [`detach_link`] and attach anew.
     Severed,
     /// There is no such pin.
     NoPin,
 }
 
-/// A pinned tcx link.
+/// Where a link is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// A device's tcx hook.
+    Tcx(Dir),
+    /// The peer of a netkit device: what the container sends.
+    NetkitPeer,
+}
+
+/// A pinned link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
     /// Kernel number of the program it runs.
     pub prog_id: u32,
-    /// Interface, 0 if that is gone.
+    /// Interface, 0 if that is gone. Of a netkit link it is the peer, by its index in its own namespace.
     pub ifindex: u32,
     /// Kernel number of the link.
     pub link_id: u32,
-    /// Direction.
-    pub dir: Dir,
+    /// Hook of that interface.
+    pub point: Point,
 }
 
 fn device(mode: &str, ifindex: u32, dir: Dir) -> String {
@@ -94,30 +103,40 @@ fn failed(hook: String, action: &'static str) -> impl FnOnce(i32) -> Error {
 /// (EEXIST) and nothing is attached. ENODEV if the interface is not in the calling thread's network namespace, EINVAL if the
 /// kernel has no tcx.
 pub fn attach_tcx(prog: &Program, ifindex: u32, dir: Dir, pin: &Path) -> Result<()> {
+    attach_link(prog, ifindex, dir.tcx(), pin, || device("tcx", ifindex, dir))
+}
+
+/// Attaches a program to what the peer of a netkit device sends, by a link that is pinned. `ifindex` is the device that is
+/// here. For the program packets come in from it, as from a veth. EINVAL if the kernel has no netkit, or the device is none.
+pub fn attach_netkit(prog: &Program, ifindex: u32, pin: &Path) -> Result<()> {
+    attach_link(prog, ifindex, NETKIT_PEER, pin, || format!("netkit peer of interface {ifindex}"))
+}
+
+fn attach_link(prog: &Program, ifindex: u32, attach_type: u32, pin: &Path, hook: impl FnOnce() -> String) -> Result<()> {
     if pin.symlink_metadata().is_ok() {
         return Err(Error::pin("pin a link at", pin, libc::EEXIST));
     }
-    let link = sys::link_create(prog.fd(), ifindex, dir.tcx()).map_err(failed(device("tcx", ifindex, dir), "attach"))?;
+    let link = sys::link_create(prog.fd(), ifindex, attach_type).map_err(|errno| failed(hook(), "attach")(errno))?;
     // A link that could not be pinned detaches as its descriptor closes.
     sys::obj_pin(link.as_fd(), pin).map_err(|e| Error::pin("pin a link at", pin, e))
 }
 
-/// Swaps the program of a pinned tcx link, atomically.
-pub fn update_tcx(pin: &Path, prog: &Program) -> Result<TcxUpdate> {
+/// Swaps the program of a pinned link, atomically.
+pub fn update_link(pin: &Path, prog: &Program) -> Result<LinkUpdate> {
     let link = match sys::obj_get(pin) {
         Ok(link) => link,
-        Err(libc::ENOENT) => return Ok(TcxUpdate::NoPin),
+        Err(libc::ENOENT) => return Ok(LinkUpdate::NoPin),
         Err(e) => return Err(Error::pin("open the link", pin, e)),
     };
     match sys::link_update(link.as_fd(), prog.fd()) {
-        Ok(()) => Ok(TcxUpdate::Updated),
-        Err(libc::ENOLINK) => Ok(TcxUpdate::Severed),
+        Ok(()) => Ok(LinkUpdate::Updated),
+        Err(libc::ENOLINK) => Ok(LinkUpdate::Severed),
         Err(errno) => Err(Error::Hook { hook: pin.display().to_string(), action: "swap the program", errno }),
     }
 }
 
-/// Detaches a pinned tcx link and removes the pin. When it returns, the program no longer runs. Ok(false) if there was no pin.
-pub fn detach_tcx(pin: &Path) -> Result<bool> {
+/// Detaches a pinned link and removes the pin. When it returns, the program no longer runs. Ok(false) if there was no pin.
+pub fn detach_link(pin: &Path) -> Result<bool> {
     match sys::obj_get(pin) {
         // The link's own way out is asynchronous (the kernel frees it from a work queue), hence the explicit detach; of a
         // severed link it may fail, and the pin goes all the same.
@@ -133,16 +152,22 @@ pub fn detach_tcx(pin: &Path) -> Result<bool> {
     }
 }
 
-/// What a pinned tcx link is, None if there is no such pin.
-pub fn tcx_info(pin: &Path) -> Result<Option<LinkInfo>> {
+/// What a pinned link is, None if there is no such pin.
+pub fn link_info(pin: &Path) -> Result<Option<LinkInfo>> {
     let link = match sys::obj_get(pin) {
         Ok(link) => link,
         Err(libc::ENOENT) => return Ok(None),
         Err(e) => return Err(Error::pin("open the link", pin, e)),
     };
-    let info = sys::link_info(link.as_fd()).map_err(failed(pin.display().to_string(), "read a tcx link"))?;
-    let dir = if info.attach_type == TCX_EGRESS { Dir::Egress } else { Dir::Ingress };
-    Ok(Some(LinkInfo { prog_id: info.prog_id, ifindex: info.ifindex, link_id: info.id, dir }))
+    let info = sys::link_info(link.as_fd()).map_err(failed(pin.display().to_string(), "read a link"))?;
+    let point = match info.attach_type {
+        TCX_INGRESS => Point::Tcx(Dir::Ingress),
+        TCX_EGRESS => Point::Tcx(Dir::Egress),
+        NETKIT_PEER => Point::NetkitPeer,
+        // Nothing that we attach.
+        _ => return Err(failed(pin.display().to_string(), "read a link")(libc::EINVAL)),
+    };
+    Ok(Some(LinkInfo { prog_id: info.prog_id, ifindex: info.ifindex, link_id: info.id, point }))
 }
 
 /// Attaches a program by a direct-action filter (handle 1, priority 1), making the clsact qdisc if there is none. A filter of

@@ -24,7 +24,7 @@ impl Features {
         // No interface has the largest index, so that a kernel which knows the attach type looks for it and finds none (ENODEV)
         // whereas one that does not know the type says EINVAL before it looks.
         let knows = |attach_type| matches!(sys::link_create(prog.as_fd(), i32::MAX as u32, attach_type), Err(libc::ENODEV));
-        Ok(Self { tcx: knows(hook::TCX_INGRESS), netkit: knows(hook::NETKIT_PRIMARY), kernel: kernel()? })
+        Ok(Self { tcx: knows(hook::TCX_INGRESS), netkit: knows(hook::NETKIT_PEER), kernel: kernel()? })
     }
 }
 

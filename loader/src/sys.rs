@@ -361,7 +361,7 @@ impl MapFd {
     }
 }
 
-/// What the kernel says about a tcx link.
+/// What the kernel says about a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawLinkInfo {
     pub id: u32,
@@ -390,18 +390,22 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> Result<(), Errno> {
     check(unsafe { bpf::bpf_link_detach(link.as_raw_fd()) }).map(drop)
 }
 
-/// Asks what a link is; EINVAL if it is no tcx link.
+/// Asks what a link is; EINVAL if it is neither of tcx nor of netkit.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> Result<RawLinkInfo, Errno> {
     let mut info = bpf::bpf_link_info::default();
     let mut len = size_of_val(&info) as u32;
     // SAFETY: `info` is writable for `len` bytes.
     check(unsafe { bpf::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut len) })?;
-    if info.type_ != bpf::BPF_LINK_TYPE_TCX {
-        return Err(libc::EINVAL);
-    }
-    // SAFETY: the link's type says that `tcx` is the field in use; it is two plain numbers.
-    let tcx = unsafe { info.__bindgen_anon_1.tcx };
-    Ok(RawLinkInfo { id: info.id, prog_id: info.prog_id, ifindex: tcx.ifindex, attach_type: tcx.attach_type })
+    // SAFETY: the link's type says which field is in use; both are two plain numbers.
+    let (ifindex, attach_type) = unsafe {
+        let of = info.__bindgen_anon_1;
+        match info.type_ {
+            bpf::BPF_LINK_TYPE_TCX => (of.tcx.ifindex, of.tcx.attach_type),
+            bpf::BPF_LINK_TYPE_NETKIT => (of.netkit.ifindex, of.netkit.attach_type),
+            _ => return Err(libc::EINVAL),
+        }
+    };
+    Ok(RawLinkInfo { id: info.id, prog_id: info.prog_id, ifindex, attach_type })
 }
 
 fn tc_hook(ifindex: u32, point: u32) -> Result<bpf::bpf_tc_hook, Errno> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{block_on, in_netns, netns, sandbox};
 use futures::StreamExt as _;
 use pilus_loader::Error;
-use pilus_loader::netlink::{Change, LocalPair, Netlink, ROUTE_PROTOCOL, RouteKind, RouteSpec, RuleSpec, VethSpec};
+use pilus_loader::netlink::{Change, LocalPair, Netlink, PairSpec, ROUTE_PROTOCOL, RouteKind, RouteSpec, RuleSpec};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -32,7 +32,7 @@ async fn pair(nl: &Netlink, name: &str, peer: &str) -> (u32, u32) {
 fn veth_with_chosen_index_and_peer_elsewhere() {
     in_sandbox(|nl| async move {
         let ns = netns();
-        let spec = |name, index| VethSpec {
+        let spec = |name, index| PairSpec {
             name,
             ifindex: Some(index),
             mac: MAC,
@@ -61,7 +61,7 @@ fn veth_with_chosen_index_and_peer_elsewhere() {
         let rest = in_netns(&ns, || block_on(async { Netlink::new().unwrap().links().await.unwrap() }));
         assert_eq!(rest.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["lo"]);
         // The kernel's choice.
-        let index = nl.create_veth(VethSpec { ifindex: None, up: false, ..spec("plx3", 0) }).await.unwrap();
+        let index = nl.create_veth(PairSpec { ifindex: None, up: false, ..spec("plx3", 0) }).await.unwrap();
         assert_eq!(nl.link_by_index(index).await.unwrap().unwrap().name, "plx3");
     });
 }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
-use pilus_loader::netlink::{Netlink, VethSpec};
+use pilus_loader::netlink::{Netlink, PairSpec};
 use pilus_plugins::netns::{Code, Configure, Done, Failure, LinkRef, Mac, Prefix, Request, Response};
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 5]);
@@ -49,7 +49,7 @@ impl Container {
 
     /// Makes a pair with its peer in the container, our side up.
     async fn pair(&self, nl: &Netlink, name: &str, peer_name: &str) -> u32 {
-        let spec = VethSpec {
+        let spec = PairSpec {
             name,
             ifindex: None,
             mac: [2, 0, 0, 0, 0, 1],

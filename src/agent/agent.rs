@@ -5,7 +5,7 @@ use crate::control::{Event, Initial, Readers, World};
 use crate::datapath::Tables;
 use crate::datapath::counts::RuleCounts;
 use crate::datapath::devices::{DeviceError, DevicePrograms, Devices, renew};
-use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex};
+use crate::datapath::endpoints::{EndpointReconciler, Parts, id_of_ifindex, ifindex, is_netkit};
 use crate::datapath::gc::FlowKeeper;
 use crate::datapath::host::HostSide;
 use crate::datapath::ipcache::IpcacheReconciler;
@@ -20,7 +20,7 @@ use crate::kvstore::{Embedded, Store, StoreError};
 use crate::locks::{LockError, Locks};
 use crate::metrics::{self, ApiStats};
 use crate::monitor::Monitor;
-use crate::options::{AllowLocalhost, EnablePolicy, EndpointBuild, Options, Prefix};
+use crate::options::{AllowLocalhost, AttachMode, DatapathMode, EnablePolicy, EndpointBuild, Options, Prefix};
 use crate::persist::{self, Persisted};
 use crate::reconcile::{Reconcile, Status, Statuses, drive};
 use crate::state::{Facts, IpcachePrefix, Settled};
@@ -188,6 +188,22 @@ pub fn enforcement(mode: EnablePolicy) -> EnforcementMode {
     }
 }
 
+/// Refuses what was asked for and the kernel cannot do.
+fn check_kernel(options: &Options, kernel: probe::Features) -> Result<(), StartError> {
+    let (major, minor) = kernel.kernel;
+    let lacks = |option, message| Err(StartError::Option { option, message });
+    if options.attach_mode == AttachMode::Tcx && !kernel.tcx {
+        return lacks("attach-mode", format!("kernel {major}.{minor} has no tcx (6.6 has); use auto or tc"));
+    }
+    if options.datapath_mode == DatapathMode::Netkit && !kernel.netkit {
+        return lacks(
+            "datapath-mode",
+            format!("kernel {major}.{minor} has no netkit (6.7 and later have, if built with CONFIG_NETKIT); use veth, or such a kernel"),
+        );
+    }
+    Ok(())
+}
+
 impl Agent {
     /// Starts everything; when it returns, the API may be served.
     pub async fn start(options: Options) -> Result<Arc<Self>, StartError> {
@@ -199,6 +215,7 @@ impl Agent {
         fs.remove_unfinished()?;
         let store: Arc<dyn Store> = Embedded::open(&options.state_dir)?;
         let kernel = probe::Features::probe()?;
+        check_kernel(&options, kernel)?;
         let netlink = Netlink::new()?;
         let tables = Arc::new(Tables::open(&fs, options.flow_table_size)?);
         nat::set_nat46(&tables, options.nat46_range.map(|r| r.base))?;
@@ -208,7 +225,10 @@ impl Agent {
         let reporting = Reporting::new(Arc::clone(&tables), options.reporting)?;
         let templates = Arc::new(TemplateStore::open(&options)?);
         let cache = ObjectCache::new(options.state_dir.join("objects"), embedded(), Clang::find(), 0);
-        let features = Features::default().with("ipv4", options.enable_ipv4).with("nat46", options.nat46_range.is_some());
+        // Programs know of netkit as long as a container has such a device, whatever new ones get.
+        let netkit = options.datapath_mode == DatapathMode::Netkit || netlink.links().await?.iter().any(is_netkit);
+        let features =
+            Features::default().with("ipv4", options.enable_ipv4).with("nat46", options.nat46_range.is_some()).with("netkit", netkit);
         let programs = Arc::new(Programs::new(fs.clone(), cache, features.clone()));
         let (v6_range, v4_range) = ranges(&options, &*store)?;
         if let Some(nat46) = options.nat46_range.filter(|r| r.overlaps(&v6_range)) {
@@ -227,11 +247,6 @@ impl Agent {
             attach_mode: options.attach_mode,
             tcx: kernel.tcx,
         };
-        if options.attach_mode == crate::options::AttachMode::Tcx && !kernel.tcx {
-            let (major, minor) = kernel.kernel;
-            let message = format!("kernel {major}.{minor} has no tcx (6.6 has); use auto or tc");
-            return Err(StartError::Option { option: "attach-mode", message });
-        }
         let mut prefixes = vec![IpcachePrefix { ip: v6_range.base.into(), len: v6_range.len }];
         if options.enable_ipv4 {
             prefixes.push(IpcachePrefix { ip: v4_range.base.into(), len: v4_range.len });
@@ -279,6 +294,7 @@ impl Agent {
             templates: Arc::clone(&templates),
             features: features.clone(),
             attach_mode: options.attach_mode,
+            datapath_mode: options.datapath_mode,
             tcx: kernel.tcx,
             run_dir: options.run_dir.clone(),
             policy_status,

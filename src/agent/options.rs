@@ -68,7 +68,7 @@ raw_options! {
     tunnel: String = "PILUS_TUNNEL";
     /// MTU of containers, bytes [default: 1500, or the smallest of the default route's device]
     mtu: u16 = "PILUS_MTU";
-    /// Container devices: veth [default: veth]
+    /// Devices of containers that are connected from now on: veth, or netkit where the kernel has it [default: veth]
     datapath_mode: String = "PILUS_DATAPATH_MODE";
     /// shared: containers of one shape share a program; own: each has its own [default: shared]
     endpoint_build: String = "PILUS_ENDPOINT_BUILD";
@@ -182,7 +182,8 @@ choice! {
     Tunnel { Disabled = "disabled" }
 }
 choice! {
-    DatapathMode { Veth = "veth" }
+    /// Kind of containers' devices.
+    DatapathMode { Veth = "veth", Netkit = "netkit" }
 }
 choice! {
     Kvstore { Embedded = "embedded" }
@@ -264,6 +265,7 @@ pub struct Options {
     pub masquerade_exclude: Vec<pilus_model::prefix::Prefix>,
     pub nat46_range: Option<Prefix<Ipv6Addr>>,
     pub mtu: Option<u16>,
+    pub datapath_mode: DatapathMode,
     pub endpoint_build: EndpointBuild,
     pub attach_mode: AttachMode,
     pub enable_policy: EnablePolicy,
@@ -337,7 +339,6 @@ impl Options {
         }
         // Names of what later versions take; today there is one value each.
         parse::<Tunnel>("tunnel", raw.tunnel, "disabled")?;
-        parse::<DatapathMode>("datapath-mode", raw.datapath_mode, "veth")?;
         parse::<Kvstore>("kvstore", raw.kvstore, "embedded")?;
         if let Some(mtu) = raw.mtu.filter(|m| !(1280..=65535).contains(m)) {
             return Err(bad("mtu", format!("{mtu}: takes 1280 (the least that IPv6 allows) to 65535")));
@@ -412,6 +413,7 @@ impl Options {
             masquerade_exclude,
             nat46_range,
             mtu: raw.mtu,
+            datapath_mode: parse("datapath-mode", raw.datapath_mode, "veth")?,
             endpoint_build: parse("endpoint-build", raw.endpoint_build, "shared")?,
             attach_mode: parse("attach-mode", raw.attach_mode, "auto")?,
             policy_audit_mode: raw.policy_audit_mode.unwrap_or(false),

@@ -14,6 +14,7 @@ mod malformed;
 mod mtu;
 mod nat;
 mod nat46;
+mod netkit;
 mod policy;
 mod reasons;
 mod related;

@@ -21,7 +21,8 @@ const UNREACHED: &[(DropReason, &str)] = &[
     (Custom, "only a user's own custom/container.c returns it; tried below"),
 ];
 
-fn tables() -> Vec<Scenario> {
+/// Every row of the tables.
+pub fn tables() -> Vec<Scenario> {
     let tables = [
         crate::closing::table,
         crate::device::table,

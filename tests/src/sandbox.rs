@@ -4,7 +4,7 @@
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pilus_loader::bpffs::{self, BpfFs};
-use pilus_loader::netlink::{Netlink, VethSpec};
+use pilus_loader::netlink::{Netlink, PairSpec};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -86,7 +86,7 @@ impl Sandbox {
     /// A device with that index: a veth whose peer is in this namespace too, or in `peer`.
     pub fn device(&self, name: &str, ifindex: u32, mac: [u8; 6], peer: Option<&File>) -> pilus_loader::Result<()> {
         let own = self.netns().expect("the sandbox's namespace");
-        let spec = VethSpec {
+        let spec = PairSpec {
             name,
             ifindex: Some(ifindex),
             mac,

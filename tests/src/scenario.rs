@@ -316,8 +316,13 @@ pub fn each_build_of(features: &Features, f: impl Fn(&World<'_>) + Sync) {
 
 /// Runs every row in every way and panics with all that went wrong.
 pub fn run(table: fn() -> Vec<Scenario>) {
+    run_of(&Features::default(), table);
+}
+
+/// The same of another shape.
+pub fn run_of(features: &Features, table: fn() -> Vec<Scenario>) {
     let all = Mutex::new((Vec::new(), 0));
-    each_build(|world| {
+    each_build_of(features, |world| {
         let mut all = all.lock().expect("no other build runs meanwhile");
         let (failures, ran) = &mut *all;
         for scenario in table() {

@@ -4,7 +4,8 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoNetkit, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, NetkitMode,
+    NetkitPolicy,
 };
 use netlink_packet_route::{RouteNetlinkMessage, link};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -34,9 +35,9 @@ pub struct LinkInfo {
     pub group: u32,
 }
 
-/// A veth pair to make, its peer straight in another namespace.
+/// A pair to make, its peer straight in another namespace.
 #[derive(Clone, Debug)]
-pub struct VethSpec<'a> {
+pub struct PairSpec<'a> {
     /// Our end.
     pub name: &'a str,
     /// Index of our end; the kernel chooses when None.
@@ -123,23 +124,45 @@ fn end(name: &str, mac: [u8; 6], mtu: u32) -> LinkMessage {
     message
 }
 
-fn veth(mut ours: LinkMessage, peer: LinkMessage) -> LinkMessage {
-    ours.attributes.push(LinkAttribute::LinkInfo(vec![
-        link::LinkInfo::Kind(InfoKind::Veth),
-        link::LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
+fn pair(mut ours: LinkMessage, kind: InfoKind, data: InfoData) -> LinkMessage {
+    ours.attributes.push(LinkAttribute::LinkInfo(vec![link::LinkInfo::Kind(kind), link::LinkInfo::Data(data)]));
     ours
+}
+
+fn veth(ours: LinkMessage, peer: LinkMessage) -> LinkMessage {
+    pair(ours, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(peer)))
+}
+
+/// The peer sends nothing but by a program; what is sent to the peer needs none.
+fn netkit(ours: LinkMessage, peer: LinkMessage) -> LinkMessage {
+    let data = vec![
+        InfoNetkit::Peer(peer),
+        InfoNetkit::Mode(NetkitMode::L2),
+        InfoNetkit::Policy(NetkitPolicy::Pass),
+        InfoNetkit::PeerPolicy(NetkitPolicy::Drop),
+    ];
+    pair(ours, InfoKind::Netkit, InfoData::Netkit(data))
 }
 
 impl Netlink {
     /// Makes a veth pair and returns the index of our end. [`Error::NameTaken`] and [`Error::IndexTaken`] say what collided;
     /// after any error no pair is left.
-    pub async fn create_veth(&self, spec: VethSpec<'_>) -> Result<u32> {
+    pub async fn create_veth(&self, spec: PairSpec<'_>) -> Result<u32> {
+        self.create_pair(spec, veth).await
+    }
+
+    /// As [`Self::create_veth`], a netkit pair with Ethernet headers. Its peer, which is the other end, sends nothing until a
+    /// program is attached to it ([`crate::hook::attach_netkit`]).
+    pub async fn create_netkit(&self, spec: PairSpec<'_>) -> Result<u32> {
+        self.create_pair(spec, netkit).await
+    }
+
+    async fn create_pair(&self, spec: PairSpec<'_>, pair: fn(LinkMessage, LinkMessage) -> LinkMessage) -> Result<u32> {
         let mut ours = end(spec.name, spec.mac, spec.mtu);
         ours.header.index = spec.ifindex.unwrap_or(0);
         let mut peer = end(spec.peer_name, spec.peer_mac, spec.mtu);
         peer.attributes.push(LinkAttribute::NetNsFd(spec.peer_netns.as_raw_fd()));
-        self.create(veth(ours, peer), spec.name, spec.ifindex, spec.peer_name, false).await?;
+        self.create(pair(ours, peer), spec.name, spec.ifindex, spec.peer_name, false).await?;
         let index = match spec.ifindex {
             Some(index) => index,
             None => self.index_of(spec.name).await?,

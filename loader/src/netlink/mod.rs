@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 pub use address::Address;
-pub use link::{LinkInfo, LocalPair, VethSpec};
+pub use link::{LinkInfo, LocalPair, PairSpec};
 pub use route::{ROUTE_PROTOCOL, Route, RouteKind, RouteSpec};
 pub use rule::RuleSpec;
 pub use watch::Change;

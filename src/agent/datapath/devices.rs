@@ -200,7 +200,7 @@ pub fn renew(tables: &Tables, rows: &RowWriter) -> Result<(), pilus_loader::Erro
 
 /// Takes our program, and nobody else's, from a device.
 fn detach(fs: &BpfFs, ifindex: u32, dir: Dir) -> Result<(), DeviceError> {
-    hook::detach_tcx(&pin(fs, ifindex, dir))?;
+    hook::detach_link(&pin(fs, ifindex, dir))?;
     detach_filter(ifindex, dir)?;
     Ok(())
 }

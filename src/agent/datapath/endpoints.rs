@@ -5,7 +5,7 @@ use super::Tables;
 use super::policies::PolicyReconciler;
 use super::programs::{ProgramError, Programs, Shape};
 use super::rows::{RowError, RowWriter, endpoint_row};
-use crate::options::AttachMode;
+use crate::options::{AttachMode, DatapathMode};
 use crate::reconcile::{Reconcile, Status, Statuses};
 use crate::state::{EndpointRecord, EndpointSpec, Facts, PolicySpec, device_name};
 use crate::supervise::{self, HelperError};
@@ -14,8 +14,8 @@ use crate::templates::TemplateStore;
 use pilus_codegen::{EndpointConfig, Features, Rendered};
 use pilus_loader::bpffs::BpfFs;
 use pilus_loader::collection::Program;
-use pilus_loader::hook::{self, Dir, TcxUpdate};
-use pilus_loader::netlink::{Netlink, VethSpec};
+use pilus_loader::hook::{self, Dir, LinkUpdate, Point};
+use pilus_loader::netlink::{LinkInfo, Netlink, PairSpec};
 use pilus_model::abi::{EP_VALID, IFINDEX_BASE, POLICY_FIRST, SLOT_FIRST, SLOT_NODES};
 use pilus_model::endpoint::EndpointId;
 use pilus_plugins::netns::{Configure, LinkRef, Mac, Prefix, Request};
@@ -66,6 +66,23 @@ pub fn id_of_ifindex(index: u32) -> Option<EndpointId> {
     (SLOT_FIRST..SLOT_NODES).contains(&slot).then_some(EndpointId(slot as u16))
 }
 
+/// Whether a device is a container's host side of the netkit kind.
+pub fn is_netkit(link: &LinkInfo) -> bool {
+    link.kind.as_deref() == Some(NETKIT) && id_of_ifindex(link.index).is_some_and(|id| link.name == device_name(id))
+}
+
+/// The kernel's name for the kind.
+const NETKIT: &str = "netkit";
+
+/// An endpoint's device.
+#[derive(Clone, Copy)]
+struct Device {
+    /// Index of the container's end, in the container's namespace.
+    peer: u32,
+    netkit: bool,
+    new: bool,
+}
+
 /// What the reconciler works with.
 pub struct EndpointReconciler {
     pub fs: BpfFs,
@@ -75,6 +92,8 @@ pub struct EndpointReconciler {
     pub templates: Arc<TemplateStore>,
     pub features: Features,
     pub attach_mode: AttachMode,
+    /// Of devices that are made from now on; those that are there stay what they are.
+    pub datapath_mode: DatapathMode,
     pub tcx: bool,
     pub run_dir: PathBuf,
     pub policy_status: Statuses<u32>,
@@ -100,6 +119,8 @@ pub struct Parts {
     pub templates: Arc<TemplateStore>,
     pub features: Features,
     pub attach_mode: AttachMode,
+    /// Of devices that are made from now on; those that are there stay what they are.
+    pub datapath_mode: DatapathMode,
     pub tcx: bool,
     pub run_dir: PathBuf,
     pub policy_status: Statuses<u32>,
@@ -126,6 +147,7 @@ impl EndpointReconciler {
             templates,
             features,
             attach_mode,
+            datapath_mode,
             tcx,
             run_dir,
             policy_status,
@@ -141,6 +163,7 @@ impl EndpointReconciler {
             templates,
             features,
             attach_mode,
+            datapath_mode,
             tcx,
             run_dir,
             policy_status,
@@ -216,8 +239,8 @@ impl EndpointReconciler {
         Ok(())
     }
 
-    /// The device with its peer in the container's namespace. Returns the peer's index there, and whether it is new.
-    async fn device(&self, spec: &EndpointSpec) -> Result<(u32, bool), EndpointError> {
+    /// The device with its peer in the container's namespace.
+    async fn device(&self, spec: &EndpointSpec) -> Result<Device, EndpointError> {
         let record = &spec.record;
         let index = ifindex(record.id);
         let name = record.device();
@@ -229,7 +252,7 @@ impl EndpointReconciler {
             if link.mac == Some(record.host_mac)
                 && let Some(peer) = link.peer_index
             {
-                return Ok((peer, false));
+                return Ok(Device { peer, netkit: is_netkit(&link), new: false });
             }
             // Left by an endpoint that is gone.
             self.netlink.delete_link(index).await?;
@@ -237,7 +260,7 @@ impl EndpointReconciler {
         let netns = self.namespace(spec)?;
         // A row that stands speaks of a device that was: of this endpoint, or of one that is gone and had its slot.
         self.rows.clear(&self.tables.endpoint, u32::from(record.id.0))?;
-        let spec = VethSpec {
+        let spec = PairSpec {
             name: &name,
             ifindex: Some(index),
             mac: record.host_mac,
@@ -248,9 +271,14 @@ impl EndpointReconciler {
             up: false,
             no_autoconf: true,
         };
-        self.netlink.create_veth(spec).await?;
+        let netkit = self.datapath_mode == DatapathMode::Netkit;
+        if netkit {
+            self.netlink.create_netkit(spec).await?;
+        } else {
+            self.netlink.create_veth(spec).await?;
+        }
         let link = self.netlink.link_by_index(index).await?;
-        Ok((link.and_then(|l| l.peer_index).unwrap_or_default(), true))
+        Ok(Device { peer: link.and_then(|l| l.peer_index).unwrap_or_default(), netkit, new: true })
     }
 
     /// Opens the namespace that the container's end goes into.
@@ -276,18 +304,29 @@ impl EndpointReconciler {
     }
 
     /// Hangs the program on the device, or swaps it in place. Returns how it hangs.
-    fn attach(&self, id: EndpointId, program: &Program) -> Result<&'static str, EndpointError> {
+    fn attach(&self, id: EndpointId, device: Device, program: &Program) -> Result<&'static str, EndpointError> {
         let index = ifindex(id);
         let pin = self.pin(id);
-        if let Some(link) = hook::tcx_info(&pin)? {
+        if device.netkit {
+            if let Some(link) = hook::link_info(&pin)? {
+                let here = link.point == Point::NetkitPeer && link.ifindex == device.peer;
+                if here && (link.prog_id == program.id || hook::update_link(&pin, program)? == LinkUpdate::Updated) {
+                    return Ok(NETKIT);
+                }
+                hook::detach_link(&pin)?;
+            }
+            tokio::task::block_in_place(|| hook::attach_netkit(program, index, &pin))?;
+            return Ok(NETKIT);
+        }
+        if let Some(link) = hook::link_info(&pin)? {
             if link.ifindex == index && self.attach_mode != AttachMode::Tc {
-                if link.prog_id == program.id || hook::update_tcx(&pin, program)? == TcxUpdate::Updated {
+                if link.prog_id == program.id || hook::update_link(&pin, program)? == LinkUpdate::Updated {
                     return Ok("tcx");
                 }
             } else if link.ifindex == index {
                 hook::attach_tc(program, index, Dir::Ingress)?;
             }
-            hook::detach_tcx(&pin)?;
+            hook::detach_link(&pin)?;
         }
         if self.attach_mode == AttachMode::Tcx {
             tokio::task::block_in_place(|| hook::attach_tcx(program, index, Dir::Ingress, &pin))?;
@@ -371,17 +410,17 @@ impl Reconcile for EndpointReconciler {
         let row = endpoint_row(spec, &rendered)?;
         let turn = self.turn(*id);
         let _turn = turn.lock().await;
-        let (peer, new) = self.device(spec).await?;
-        let attach = self.attach(*id, shape.program("from_container")?)?;
+        let device = self.device(spec).await?;
+        let attach = self.attach(*id, device, shape.program("from_container")?)?;
         let slot = u32::from(id.0);
         if record.own {
             self.tables.receive.set(slot, shape.program("receive_own")?)?;
         }
         let live = self.tables.endpoint.get(&slot)?.is_some_and(|r| r.flags & EP_VALID != 0);
-        if new || !live {
+        if device.new || !live {
             // Up first, so that the container's side has a carrier when its addresses are set; no packet passes without a row.
             self.netlink.set_up(ifindex(*id)).await?;
-            self.configure(record, peer).await?;
+            self.configure(record, device.peer).await?;
         }
         self.write_header(*id, &rendered)?;
         self.policies_written(spec).await?;

@@ -4,7 +4,7 @@
 use crate::options::AttachMode;
 use pilus_loader::Error;
 use pilus_loader::collection::Program;
-use pilus_loader::hook::{self, Dir, TcxUpdate};
+use pilus_loader::hook::{self, Dir, LinkUpdate};
 use std::path::Path;
 
 /// What hangs on the node's devices, as the kernel cuts the names.
@@ -46,15 +46,15 @@ impl Hook<'_> {
 /// Hangs a program on a device, or swaps it in place: there is no hurry that would ask for clsact first.
 pub fn attach(at: Hook<'_>, program: &Program, mode: AttachMode, tcx: bool) -> Result<(), Error> {
     let Hook { pin, ifindex, dir, ours } = at;
-    if let Some(link) = hook::tcx_info(pin)? {
+    if let Some(link) = hook::link_info(pin)? {
         if link.ifindex == ifindex && mode != AttachMode::Tc {
-            if link.prog_id == program.id || hook::update_tcx(pin, program)? == TcxUpdate::Updated {
+            if link.prog_id == program.id || hook::update_link(pin, program)? == LinkUpdate::Updated {
                 return Ok(());
             }
         } else if link.ifindex == ifindex {
             at.attach_filter(program)?;
         }
-        hook::detach_tcx(pin)?;
+        hook::detach_link(pin)?;
     }
     if tcx && mode != AttachMode::Tc {
         tokio::task::block_in_place(|| hook::attach_tcx(program, ifindex, dir, pin))?;

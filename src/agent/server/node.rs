@@ -98,6 +98,7 @@ fn config_model(agent: &Agent) -> ConfigModel {
         ("masquerade-exclude", o.masquerade_exclude.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
         ("nat46-range", o.nat46_range.map(|r| r.to_string()).unwrap_or_default()),
         ("mtu", agent.host.mtu.to_string()),
+        ("datapath-mode", o.datapath_mode.to_string()),
         ("endpoint-build", o.endpoint_build.to_string()),
         ("attach-mode", o.attach_mode.to_string()),
         ("allow-localhost", o.allow_localhost.to_string()),

@@ -334,7 +334,7 @@ fn filters_of_others_stay() {
     // Its links are gone, as after a reboot: it attaches anew.
     for name in ["", "-out"] {
         let pin = pinned(node, &format!("/device{eth0}{name}"));
-        node.run_inside(move || pilus_loader::hook::detach_tcx(&pin)).expect("node").expect("detach");
+        node.run_inside(move || pilus_loader::hook::detach_link(&pin)).expect("node").expect("detach");
     }
     node.start_agent().expect("agent");
     assert_eq!(there(node), [Some(program.id); 2], "taken away");

@@ -150,6 +150,7 @@ fn bad_options_end_with_2_and_name_the_key() {
     std::fs::create_dir(&no_bpffs).expect("dir");
     let rows: &[(&str, &[&str], &str)] = &[
         ("", &["--attach-mode", "fast"], "attach-mode"),
+        ("", &["--datapath-mode", "macvlan"], "datapath-mode"),
         ("", &["--ipv6-range", "fd00::1/64"], "ipv6-range"),
         ("", &["--ipv4-range", "10.0.0.0/31"], "ipv4-range"),
         ("", &["--mtu", "100"], "mtu"),

@@ -2,9 +2,11 @@
 //! What every kernel that we promise to serve must do: load every object of every shape, carry traffic, deny it, and swap
 //! programs under it. Small, because it also runs in emulated machines.
 
+mod netkit;
+
 use pilus_api::types::Build;
 use pilus_e2e::icmp::{self, Raw};
-use pilus_e2e::traffic::ClosedLoop;
+use pilus_e2e::traffic::{ClosedLoop, kernel_drops};
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -20,10 +22,11 @@ static ONE: Mutex<()> = Mutex::new(());
 
 const DENY: &str = "- endpointSelector: {matchLabels: {app: web}}\n  ingress: [{}]\n";
 
-fn ping_deny_swap(attach: &'static str, ipv4: bool) {
+fn ping_deny_swap(options: NodeOptions, ipv4: bool) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let args = vec!["--enable-ipv4".to_owned(), ipv4.to_string()];
-    let node = Node::start(NodeOptions { attach, args, ..NodeOptions::default() }).expect("node");
+    let (devices, attach) = (options.devices, options.attach);
+    let node = Node::start(NodeOptions { args, ..options }).expect("node");
     // Both builds in one node: a shared sender delivers to an own receiver and the reverse.
     let web = node.add_built("web", &["app=web"], Some(Build::Own)).expect("web");
     let client = node.add("client", &["app=client"]).expect("client");
@@ -55,20 +58,25 @@ fn ping_deny_swap(attach: &'static str, ipv4: bool) {
         }
         let _ = std::fs::remove_file(&hook);
         let result = traffic.join();
-        println!("{attach} {family:?}: {swaps} swaps, {result:?}");
-        assert_eq!(result.sent, result.received);
+        println!("{devices} {attach} {family:?}: {swaps} swaps, {result:?}");
+        let dropped = kernel_drops(&node).expect("counters");
+        assert_eq!(result.sent, result.received, "dropped by devices and queues: {dropped:?}");
     }
     assert_eq!(node.metric("Missed tail call").expect("metrics"), 0);
 }
 
+fn by(attach: &'static str) -> NodeOptions {
+    NodeOptions { attach, ..NodeOptions::default() }
+}
+
 #[test]
 fn ping_deny_swap_tc() {
-    ping_deny_swap("tc", true);
+    ping_deny_swap(by("tc"), true);
 }
 
 #[test]
 fn ping_deny_swap_tc_without_ipv4() {
-    ping_deny_swap("tc", false);
+    ping_deny_swap(by("tc"), false);
 }
 
 #[test]
@@ -76,5 +84,5 @@ fn ping_deny_swap_tcx() {
     if !pilus_loader::probe::Features::probe().expect("probe").tcx {
         return println!("skipped: this kernel has no tcx");
     }
-    ping_deny_swap("tcx", true);
+    ping_deny_swap(by("tcx"), true);
 }

@@ -147,11 +147,15 @@ impl Container {
 
     /// A packet socket on the container's interface: sends and receives whole frames.
     pub fn packet_socket(&self) -> Result<Socket> {
+        self.packet_socket_of(libc::ETH_P_ALL as u16)
+    }
+
+    /// The same of one protocol (`ETH_P_*`): what it sends is said to be of that, whatever is in the frame.
+    pub fn packet_socket_of(&self, protocol: u16) -> Result<Socket> {
         self.run(|| {
-            let all = libc::ETH_P_ALL as u16;
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(all.to_be()))))?;
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(protocol.to_be()))))?;
             let index = nix::net::if_::if_nametoindex("eth0")?;
-            crate::icmp::bind_packet(&socket, index)?;
+            crate::icmp::bind_packet(&socket, index, protocol)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             Ok(socket)
         })

@@ -60,7 +60,8 @@ impl Raw {
         Ok(Self { socket, family })
     }
 
-    /// The kernel completes the checksum of ICMPv6, not of ICMP.
+    /// The kernel completes the checksum of ICMPv6, not of ICMP. What the container's program drops is sent as well: a netkit
+    /// device says so to the sender (ENOBUFS), a veth does not.
     pub fn send(&self, to: IpAddr, kind: u8, code: u8, body: &[u8]) -> Result<()> {
         let mut message = vec![kind, code, 0, 0];
         message.extend_from_slice(body);
@@ -68,8 +69,10 @@ impl Raw {
             let sum = checksum(&message);
             message[2..4].copy_from_slice(&sum.to_be_bytes());
         }
-        self.socket.send_to(&message, &SockAddr::from(SocketAddr::new(to, 0))).with_context(|| format!("send to {to}"))?;
-        Ok(())
+        match self.socket.send_to(&message, &SockAddr::from(SocketAddr::new(to, 0))) {
+            Err(e) if e.raw_os_error() != Some(libc::ENOBUFS) => Err(e).with_context(|| format!("send to {to}")),
+            _ => Ok(()),
+        }
     }
 
     pub fn echo(&self, to: IpAddr, id: u16, seq: u16) -> Result<()> {
@@ -149,12 +152,12 @@ fn quote_l4(from: IpAddr, to: IpAddr, proto: u8, l4: &[u8; 8]) -> Vec<u8> {
     q
 }
 
-/// Binds a packet socket to an interface.
-pub fn bind_packet(socket: &Socket, index: u32) -> std::io::Result<()> {
+/// Binds a packet socket to an interface and a protocol (`ETH_P_*`), which its frames are then said to be of.
+pub fn bind_packet(socket: &Socket, index: u32, protocol: u16) -> std::io::Result<()> {
     use nix::sys::socket::{LinkAddr, SockaddrLike, bind};
     let raw = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_protocol: protocol.to_be(),
         sll_ifindex: index as i32,
         sll_hatype: 0,
         sll_pkttype: 0,

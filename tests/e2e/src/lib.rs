@@ -8,6 +8,7 @@ pub mod node;
 pub mod outside;
 pub mod runtime;
 pub mod traffic;
+pub mod verdicts;
 
 pub use container::Container;
 pub use node::{Node, NodeOptions};

@@ -21,6 +21,8 @@ use tokio::runtime::Runtime;
 /// How the agent is started.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
+    /// Kind of containers' devices.
+    pub devices: &'static str,
     pub attach: &'static str,
     pub build: &'static str,
     pub args: Vec<String>,
@@ -30,7 +32,7 @@ pub struct NodeOptions {
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { attach: "auto", build: "shared", args: Vec::new(), keep_log: false }
+        Self { devices: "veth", attach: "auto", build: "shared", args: Vec::new(), keep_log: false }
     }
 }
 
@@ -151,7 +153,8 @@ impl Node {
         let mut c = Command::new(in_path("setpriv"));
         c.args(["--pdeathsig", "KILL", "--"]).arg(self.agent_program.clone().unwrap_or_else(|| program("pilus-agent")));
         c.arg("--state-dir").arg(self.path("state")).arg("--run-dir").arg(self.path("run")).arg("--bpf-root").arg(self.path("bpf"));
-        c.args(["--attach-mode", self.options.attach, "--endpoint-build", self.options.build]);
+        c.args(["--datapath-mode", self.options.devices, "--attach-mode", self.options.attach]);
+        c.args(["--endpoint-build", self.options.build]);
         c.args(["--flow-table-size", "16384", "--log-level", &std::env::var("PILUS_TEST_LOG").unwrap_or_else(|_| "warn".into())]);
         c.args(&self.options.args);
         for (key, _) in std::env::vars().filter(|(k, _)| k.starts_with("PILUS_") && k != "PILUS_CLANG") {

@@ -3,7 +3,7 @@
 
 use crate::{Container, Node};
 use anyhow::{Context, Result};
-use pilus_loader::netlink::{Netlink, RouteSpec, VethSpec};
+use pilus_loader::netlink::{Netlink, PairSpec, RouteSpec};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The node's own addresses on its `n`th device; its neighbour there has the next ones.
@@ -35,7 +35,7 @@ pub fn connect(node: &Node, n: u8, mtu: u32, default: bool) -> Result<Container>
     let netns = std::fs::File::open(world.path())?;
     let name = format!("eth{n}");
     run(Some(node), &world, async |netlink| {
-        let spec = VethSpec {
+        let spec = PairSpec {
             name: &name,
             ifindex: None,
             mac: [2, 0, 0, 1, 1, n],

@@ -4,7 +4,7 @@
 use crate::container::enter;
 use crate::{Container, Family, Node, NodeOptions};
 use anyhow::{Context, Result, ensure};
-use pilus_loader::netlink::{Netlink, RouteSpec, VethSpec};
+use pilus_loader::netlink::{Netlink, PairSpec, RouteSpec};
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -74,7 +74,7 @@ pub(super) async fn addresses(netlink: &Netlink, index: u32, net: u8, host: u8) 
 
 /// A pair whose first end is in the calling thread's namespace.
 pub(super) async fn pair(netlink: &Netlink, name: &str, ours: [u8; 6], peer: [u8; 6], other: &File) -> Result<u32> {
-    let spec = VethSpec {
+    let spec = PairSpec {
         name,
         ifindex: None,
         mac: ours,

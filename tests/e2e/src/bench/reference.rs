@@ -80,13 +80,13 @@ impl Reference {
 
     /// Another of the programs from now on.
     pub fn run(&self, program: &Program) -> Result<()> {
-        hook::update_tcx(&self.link, program)?;
+        hook::update_link(&self.link, program)?;
         Ok(())
     }
 }
 
 impl Drop for Reference {
     fn drop(&mut self) {
-        let _ = hook::detach_tcx(&self.link);
+        let _ = hook::detach_link(&self.link);
     }
 }

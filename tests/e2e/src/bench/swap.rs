@@ -2,7 +2,7 @@
 //! Programs are swapped, and the agent is killed, under traffic that counts itself.
 
 use super::{Plan, Row, progress};
-use crate::traffic::{ClosedLoop, Result as Traffic};
+use crate::traffic::{ClosedLoop, Result as Traffic, kernel_drops};
 use crate::{Container, Family, Node, NodeOptions};
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -99,19 +99,6 @@ fn control() -> Result<u64> {
     let Traffic { sent, received } = traffic.join();
     ensure!(received < sent, "the program was detached and nothing was lost");
     Ok(sent - received)
-}
-
-/// Packets that the node's devices and its processors' queues dropped since the devices were made, and since the machine started.
-fn kernel_drops(node: &Node) -> Result<(u64, u64)> {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-    let (devices, queues) = node.run(|| Ok::<_, std::io::Error>((read("dev")?, read("softnet_stat")?)))?;
-    // Name, then eight columns of what was received (the fourth: dropped) and as many of what was sent.
-    let device = |line: &str| -> Option<u64> {
-        let columns: Vec<u64> = line.split_once(':')?.1.split_whitespace().filter_map(|c| c.parse().ok()).collect();
-        Some(columns.get(3)? + columns.get(11)?)
-    };
-    let queue = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
-    Ok((devices.lines().filter_map(device).sum(), queues.lines().filter_map(queue).sum()))
 }
 
 /// A connection that sends a byte there and back at each turn.
