@@ -56,7 +56,14 @@ pub struct Driver {
     /// Endpoints that Docker asked this process for, and has not given back.
     pub(crate) made: Mutex<HashSet<String>>,
     /// Sandboxes by the endpoint that joined them.
-    joined: Mutex<HashMap<String, String>>,
+    joined: Mutex<HashMap<String, Joined>>,
+    /// Addresses that went with their endpoints, and that Docker has not given back yet: they may be others' by now.
+    left: Mutex<HashSet<IpAddr>>,
+}
+
+struct Joined {
+    sandbox: String,
+    addresses: Vec<IpAddr>,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -106,6 +113,7 @@ impl Driver {
             docker: Docker::new(&options.docker_socket),
             made: Mutex::default(),
             joined: Mutex::default(),
+            left: Mutex::default(),
         })
     }
 
@@ -120,13 +128,14 @@ impl Driver {
             "Plugin.Activate" => {
                 // A Docker that has just begun. What another one asked for and did not live to note down nobody gives back.
                 lock(&self.made).clear();
+                lock(&self.left).clear();
                 Ok(json!({ "Implements": ["NetworkDriver", "IpamDriver"] }))
             }
             "NetworkDriver.GetCapabilities" => Ok(json!({ "Scope": "local", "ConnectivityScope": "local" })),
             "NetworkDriver.CreateNetwork" => self.create_network(request).await,
             "NetworkDriver.CreateEndpoint" => self.create_endpoint(request).await,
             "NetworkDriver.Join" => self.join(request).await,
-            "NetworkDriver.Leave" => self.leave(request),
+            "NetworkDriver.Leave" => self.leave(request).await,
             "NetworkDriver.DeleteEndpoint" => self.delete_endpoint(request).await,
             "NetworkDriver.EndpointOperInfo" => Ok(json!({ "Value": {} })),
             "NetworkDriver.DeleteNetwork" | "IpamDriver.ReleasePool" => Ok(json!({})),
@@ -202,6 +211,9 @@ impl Driver {
     /// Gives back what no endpoint took; that of an endpoint goes with it.
     async fn release_address(&self, request: &Value) -> Result<Value> {
         let ip = address(needed(request, "Address")?)?;
+        if lock(&self.left).remove(&ip) {
+            return Ok(json!({}));
+        }
         self.agent.call(|| self.agent.client.release_address(ip)).await.map_err(|e| e.to_string())?;
         Ok(json!({}))
     }
@@ -263,7 +275,7 @@ impl Driver {
         let endpoint = needed(request, "EndpointID")?;
         let network = needed(request, "NetworkID")?;
         let sandbox = text(request, "SandboxKey");
-        if lock(&self.joined).iter().any(|(other, s)| s == sandbox && !s.is_empty() && other != endpoint) {
+        if lock(&self.joined).iter().any(|(other, j)| j.sandbox == sandbox && !sandbox.is_empty() && other != endpoint) {
             return Err("the container is in a network of Pilus already; one is enough: policy says whom it reaches".into());
         }
         let name = reference(endpoint);
@@ -280,7 +292,8 @@ impl Driver {
             Ok(Err(e)) => tracing::info!(endpoint, error = %e, "Docker does not tell labels yet"),
             Err(_) => tracing::info!(endpoint, "Docker does not tell labels in time"),
         }
-        lock(&self.joined).insert(endpoint.to_owned(), sandbox.to_owned());
+        let addresses = model.ipv6.map(IpAddr::from).into_iter().chain(model.ipv4.map(IpAddr::from)).collect();
+        lock(&self.joined).insert(endpoint.to_owned(), Joined { sandbox: sandbox.to_owned(), addresses });
         let mut routes = vec![json!({ "Destination": format!("{GATEWAY6}/128"), "RouteType": 1, "NextHop": "" })];
         let mut gateway = "";
         if model.ipv4.is_some() {
@@ -296,8 +309,16 @@ impl Driver {
         }))
     }
 
-    fn leave(&self, request: &Value) -> Result<Value> {
-        lock(&self.joined).remove(needed(request, "EndpointID")?);
+    /// Docker deletes what has left; nobody comes back. Before, it would take the interface down, rename it and take it out of
+    /// the sandbox, and the kernel waits for each of these (50 ms): so it goes at once. What that does not achieve, the
+    /// deletion will.
+    async fn leave(&self, request: &Value) -> Result<Value> {
+        let endpoint = needed(request, "EndpointID")?;
+        let joined = lock(&self.joined).remove(endpoint);
+        match self.agent.client.delete_endpoint(&reference(endpoint), true).await {
+            Ok(_) => lock(&self.left).extend(joined.into_iter().flat_map(|j| j.addresses)),
+            Err(e) => tracing::info!(endpoint, error = %e, "not removed yet"),
+        }
         Ok(json!({}))
     }
 

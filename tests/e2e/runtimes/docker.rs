@@ -11,8 +11,10 @@ use pilus_e2e::runtime::{
 use pilus_e2e::{Container, Family, Node, NodeOptions};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -445,6 +447,55 @@ fn killed_at_any_moment() {
     let take = || docker.node.block_on(docker.node.client().allocate_address(true, true)).is_ok();
     let free = (0..256).take_while(|_| take()).count();
     assert!(free + failed >= 253 - 2 && free <= 253 - 2, "{free} addresses are free");
+}
+
+/// What the driver answers to one of Docker's requests.
+fn ask(node: &Node, method: &str, request: Value) -> Value {
+    let body = request.to_string();
+    let text = format!("POST /{method} HTTP/1.1\r\nHost: plugin\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let exchange = move || -> std::io::Result<String> {
+        let mut stream = UnixStream::connect("/run/docker/plugins/pilus.sock")?;
+        stream.write_all(text.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = node.run_inside(exchange).expect("node").expect("the driver");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("an answer");
+    let answer: Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(answer["Err"], Value::Null, "{method}");
+    answer
+}
+
+/// The interface goes when its container leaves, and the addresses with it; Docker gives them back a while later. Somebody
+/// else who has one of them by then keeps it.
+#[test]
+fn who_leaves_takes_nothing_from_others() {
+    let node = Node::start(NodeOptions::default()).expect("node");
+    private_places(&node);
+    let _plugin = docker_plugin(&node, "docker.sock", "debug");
+    until("the driver listens", || match node.run_inside(|| UnixStream::connect("/run/docker/plugins/pilus.sock")) {
+        Ok(Ok(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let links = node.links().expect("links");
+    let [v6, v4] =
+        ["pilus-ipv6", "pilus-ipv4"].map(|pool| ask(&node, "IpamDriver.RequestAddress", json!({ "PoolID": pool }))["Address"].clone());
+    let endpoint = json!({ "EndpointID": "e1", "NetworkID": "n", "SandboxKey": "/sandbox",
+        "Interface": { "Address": v4, "AddressIPv6": v6, "MacAddress": "" } });
+    ask(&node, "NetworkDriver.CreateEndpoint", endpoint.clone());
+    ask(&node, "NetworkDriver.Join", endpoint.clone());
+    assert_eq!(node.block_on(node.client().endpoints()).expect("endpoints").len(), 1);
+    ask(&node, "NetworkDriver.Leave", endpoint.clone());
+    assert_eq!((compare(&node), node.links().expect("links")), (Ok(vec![]), links), "gone when Leave is answered");
+    for address in [v6, v4] {
+        let ip = address.as_str().and_then(|a| a.split('/').next()?.parse().ok()).expect("an address");
+        let claim = || node.block_on(node.client().claim_address(ip));
+        claim().expect("it is free");
+        ask(&node, "IpamDriver.ReleaseAddress", json!({ "PoolID": "pilus", "Address": address }));
+        assert!(claim().is_err(), "{ip} was taken from who has it");
+    }
+    ask(&node, "NetworkDriver.DeleteEndpoint", endpoint);
 }
 
 /// What the documentation shows.
