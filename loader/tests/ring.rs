@@ -50,6 +50,17 @@ SEC("tc") int send(struct __sk_buff *ctx) {
     p->words[len / 8 - 1 & 63] = 0;
     return 0;
 }
+static long (*loop)(u32, void *, void *, u64) = (void *)181;
+static long nothing(u32 n, void *ctx) { return 0; }
+SEC("tc") int slow(struct __sk_buff *ctx) {
+    u64 *r = reserve(&ring, 8, 0);
+    if (!r)
+        return 1;
+    loop(1 << 22, nothing, 0, 0);
+    *r = 0;
+    submit(r, 1);
+    return 0;
+}
 SEC("tc") int unread(struct __sk_buff *ctx) { return query(&ring, 0); }
 SEC("tc") int giant(struct __sk_buff *ctx) {
     void *r = reserve(&ring, 8192, 0);
@@ -195,29 +206,57 @@ fn a_reader_goes_on_where_the_one_before_it_ended() {
 fn the_reader_waits_until_it_is_woken_or_much_is_there() {
     with_fs(|fs| {
         let ring = Ring::new(&fs, 1 << 20);
-        ring.send(0, 5);
-        let mut reader = ring.reader.replace(Reader::open(&fs, "ring").unwrap());
-        let waiting = std::thread::spawn(move || {
-            let mut seen = Vec::new();
-            reader.poll(Duration::MAX, &mut |r| seen.push(check(r).1)).unwrap();
-            seen
-        });
-        for _ in 0..1000 {
-            assert!(!waiting.is_finished(), "nobody has woken it");
-            std::thread::yield_now();
+        // Also the second time: what is there already wakes nobody.
+        for turn in [0, 7] {
+            ring.send(0, 5);
+            let mut held = ring.reader.borrow_mut();
+            let reader: &mut Reader = &mut held;
+            let mut seen = std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    let mut seen = Vec::new();
+                    reader.poll(Duration::MAX, &mut |r| seen.push(check(r).1)).unwrap();
+                    seen
+                });
+                for _ in 0..1000 {
+                    assert!(!waiting.is_finished(), "nobody has woken it");
+                    std::thread::yield_now();
+                }
+                ring.send(1, 2);
+                waiting.join().unwrap()
+            });
+            held.consume(usize::MAX, &mut |r| seen.push(check(r).1)).unwrap();
+            assert_eq!(seen, wanted(turn..turn + 7));
         }
-        ring.send(1, 1);
-        assert_eq!(waiting.join().unwrap(), wanted(0..6));
         // A lone one comes when the time is up; much is read at once.
         let mut seen = Vec::new();
-        ring.send(0, 2);
-        ring.reader.borrow_mut().poll(Duration::from_millis(1), &mut |r| seen.push(check(r).1)).unwrap();
-        assert_eq!(seen, wanted(6..8));
+        ring.send(0, 1);
+        while seen.is_empty() {
+            ring.reader.borrow_mut().poll(Duration::from_millis(1), &mut |r| seen.push(check(r).1)).unwrap();
+        }
+        assert_eq!(seen, wanted(14..15));
         ring.send(0, 400);
         seen.clear();
         ring.reader.borrow_mut().poll(Duration::MAX, &mut |r| seen.push(check(r).1)).unwrap();
-        assert_eq!(seen, wanted(8..408));
+        assert_eq!(seen, wanted(15..415));
         assert_eq!(ring.reader.borrow_mut().poll(Duration::ZERO, &mut |_| {}).unwrap(), 0);
+    });
+}
+
+/// A program may be interrupted while it writes one.
+#[test]
+fn a_record_comes_when_it_is_whole() {
+    with_fs(|fs| {
+        let ring = Ring::new(&fs, 65536);
+        let (programs, mut reader) = (&ring.programs, ring.reader.borrow_mut());
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| programs.program("slow").unwrap().test_run(&[0; 64], None, 3).unwrap());
+            let mut seen = 0;
+            while seen < 3 {
+                reader.consume(usize::MAX, &mut |r| seen += usize::from(check(r) == (0, 0))).unwrap();
+            }
+            assert_eq!(writing.join().unwrap().retval, 0);
+        });
+        assert_eq!(ring.unread(), 0);
     });
 }
 
