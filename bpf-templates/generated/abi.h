@@ -22,6 +22,8 @@ enum {
 	EVENT_PAYLOAD = 0x80,
 	REASON_EVENT_LOST = 0x1,
 	REASON_NO_FLOW = 0x2,
+	DENIAL_PLACES = 0x1000,
+	DENIAL_LONGEST = 0x400000,
 	NAT_FIRST = 0xee48,
 };
 
@@ -71,6 +73,10 @@ enum {
 	RULE_LOG = 0x8,
 	RULE_MORE = 0x40,
 	RULE_USED = 0x80,
+};
+
+enum {
+	DENIAL_NO_FLOW = 0x8000,
 };
 
 enum {
@@ -325,6 +331,43 @@ _Static_assert(sizeof(struct flow6) == 40, "flow6");
 _Static_assert(__builtin_offsetof(struct flow6, h) == 0, "flow6.h");
 _Static_assert(sizeof(((struct flow6 *)0)->h) == 40, "flow6.h size");
 
+/* A refusal that the fast path repeats, 64 bytes: of packets that have no flow and may not open one. Each processor has its own, found by a hash of the key and compared in full. */
+struct denial {
+	__u64 key[5]; /* Source and destination (IPv4: one word of 64 bits each), then ports and protocol, as they stand in the packet. */
+	__u32 epoch; /* Sum of both endpoints' epochs, and of the flows opened at the place, when the verdict was taken. All only grow. */
+	__u32 until; /* Low 32 bits of the kernel's jiffies from which on a packet is judged, and reported, anew. */
+	__u32 untold; /* Drops since the last report. */
+	__u16 slot[2]; /* Of sender and receiver. */
+	__u16 rule[2]; /* Rule records that are asked, egress and ingress. */
+	__u16 what; /* What its packets have in common besides the key: ether type ^ FROM_* << 1. 0: unused. */
+	__u16 counter; /* Index of the counter: reason << 1 | direction; and DENIAL_NO_FLOW. */
+};
+_Static_assert(sizeof(struct denial) == 64, "denial");
+_Static_assert(__builtin_offsetof(struct denial, key) == 0, "denial.key");
+_Static_assert(sizeof(((struct denial *)0)->key) == 40, "denial.key size");
+_Static_assert(__builtin_offsetof(struct denial, epoch) == 40, "denial.epoch");
+_Static_assert(sizeof(((struct denial *)0)->epoch) == 4, "denial.epoch size");
+_Static_assert(__builtin_offsetof(struct denial, until) == 44, "denial.until");
+_Static_assert(sizeof(((struct denial *)0)->until) == 4, "denial.until size");
+_Static_assert(__builtin_offsetof(struct denial, untold) == 48, "denial.untold");
+_Static_assert(sizeof(((struct denial *)0)->untold) == 4, "denial.untold size");
+_Static_assert(__builtin_offsetof(struct denial, slot) == 52, "denial.slot");
+_Static_assert(sizeof(((struct denial *)0)->slot) == 4, "denial.slot size");
+_Static_assert(__builtin_offsetof(struct denial, rule) == 56, "denial.rule");
+_Static_assert(sizeof(((struct denial *)0)->rule) == 4, "denial.rule size");
+_Static_assert(__builtin_offsetof(struct denial, what) == 60, "denial.what");
+_Static_assert(sizeof(((struct denial *)0)->what) == 2, "denial.what size");
+_Static_assert(__builtin_offsetof(struct denial, counter) == 62, "denial.counter");
+_Static_assert(sizeof(((struct denial *)0)->counter) == 2, "denial.counter size");
+
+/* Flows that were opened, by the place that a refusal of their tuple has. */
+struct opened {
+	__u32 flows;
+};
+_Static_assert(sizeof(struct opened) == 4, "opened");
+_Static_assert(__builtin_offsetof(struct opened, flows) == 0, "opened.flows");
+_Static_assert(sizeof(((struct opened *)0)->flows) == 4, "opened.flows size");
+
 /* Names one block of rules: policy id, direction and chain position, and the peer's identity (0 = any). */
 struct policy_key {
 	__u32 policy; /* `policy_id << 5 | direction << 4 | chain` */
@@ -567,16 +610,19 @@ _Static_assert(sizeof(((struct flow_timeouts *)0)->other) == 4, "flow_timeouts.o
 _Static_assert(__builtin_offsetof(struct flow_timeouts, deny) == 28, "flow_timeouts.deny");
 _Static_assert(sizeof(((struct flow_timeouts *)0)->deny) == 4, "flow_timeouts.deny size");
 
-/* What traces of established flows leave out. One row. */
+/* What reports leave out. One row. */
 struct reporting {
 	__u32 interval; /* Of each interval of so many jiffies a flow's first packet is reported. Never 0: programs divide by both. */
 	__u32 sample; /* Where all packets are wanted, one of so many of each side. */
+	__u32 drops; /* Jiffies for which a refusal is repeated without being reported, DENIAL_LONGEST at most. */
 };
-_Static_assert(sizeof(struct reporting) == 8, "reporting");
+_Static_assert(sizeof(struct reporting) == 12, "reporting");
 _Static_assert(__builtin_offsetof(struct reporting, interval) == 0, "reporting.interval");
 _Static_assert(sizeof(((struct reporting *)0)->interval) == 4, "reporting.interval size");
 _Static_assert(__builtin_offsetof(struct reporting, sample) == 4, "reporting.sample");
 _Static_assert(sizeof(((struct reporting *)0)->sample) == 4, "reporting.sample size");
+_Static_assert(__builtin_offsetof(struct reporting, drops) == 8, "reporting.drops");
+_Static_assert(sizeof(((struct reporting *)0)->drops) == 4, "reporting.drops size");
 
 /* An event: this header, then `EVENT_PAYLOAD` bytes of which `cap` are valid. */
 struct event {
@@ -596,7 +642,8 @@ struct event {
 	__u32 ifindex;
 	__u32 len; /* Bytes of the packet, and of them in `payload`. */
 	__u32 cap;
-	__u32 pad[3];
+	__u32 untold; /* Drops like this one that were not reported by themselves, since the last that was. */
+	__u32 pad[2];
 };
 _Static_assert(sizeof(struct event) == 56, "event");
 _Static_assert(__builtin_offsetof(struct event, time) == 0, "event.time");
@@ -631,6 +678,8 @@ _Static_assert(__builtin_offsetof(struct event, len) == 36, "event.len");
 _Static_assert(sizeof(((struct event *)0)->len) == 4, "event.len size");
 _Static_assert(__builtin_offsetof(struct event, cap) == 40, "event.cap");
 _Static_assert(sizeof(((struct event *)0)->cap) == 4, "event.cap size");
-_Static_assert(__builtin_offsetof(struct event, pad) == 44, "event.pad");
-_Static_assert(sizeof(((struct event *)0)->pad) == 12, "event.pad size");
+_Static_assert(__builtin_offsetof(struct event, untold) == 44, "event.untold");
+_Static_assert(sizeof(((struct event *)0)->untold) == 4, "event.untold size");
+_Static_assert(__builtin_offsetof(struct event, pad) == 48, "event.pad");
+_Static_assert(sizeof(((struct event *)0)->pad) == 8, "event.pad size");
 

@@ -156,7 +156,7 @@ struct { \
 	__uint(pinning, LIBBPF_PIN_BY_NAME); \
 } timeouts SEC(".maps")
 
-/* What traces of established flows leave out. */
+/* What reports leave out. */
 #define TABLE_reporting \
 struct { \
 	__uint(type, BPF_MAP_TYPE_ARRAY); \
@@ -165,6 +165,26 @@ struct { \
 	__uint(max_entries, 1); \
 	__uint(pinning, LIBBPF_PIN_BY_NAME); \
 } reporting SEC(".maps")
+
+/* Refusals that the fast path repeats. */
+#define TABLE_denial \
+struct { \
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
+	__type(key, __u32); \
+	__type(value, struct denial); \
+	__uint(max_entries, 4096); \
+	__uint(pinning, LIBBPF_PIN_BY_NAME); \
+} denial SEC(".maps")
+
+/* Flows that were opened, by the place of their refusal. */
+#define TABLE_opened \
+struct { \
+	__uint(type, BPF_MAP_TYPE_ARRAY); \
+	__type(key, __u32); \
+	__type(value, struct opened); \
+	__uint(max_entries, 4096); \
+	__uint(pinning, LIBBPF_PIN_BY_NAME); \
+} opened SEC(".maps")
 
 /* Events, read by the agent. */
 #define TABLE_events \

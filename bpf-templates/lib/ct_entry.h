@@ -2,6 +2,7 @@
 /* The life of flow entries: found, made, idle for too long. */
 #pragma once
 #include "ct.h"
+#include "denial.h"
 #include "events.h"
 #include "maps.h"
 
@@ -23,6 +24,36 @@ __noinline int flow_key_make(struct packet *p, union flow_keys *k)
 	else
 		p->side = flow_key6_make(&k->v6, p->saddr, p->daddr, p->sport, p->dport, p->proto);
 	return 0;
+}
+
+/* A packet as denials know it; returns its place. */
+__noinline __u32 denial_key_make(struct packet *p, struct denial_key *k)
+{
+	int i;
+
+	if (!p || !k)
+		return 0;
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		k->words[i] = p->saddr[2 * i] | (__u64)p->saddr[2 * i + 1] << 32;
+		k->words[2 + i] = p->daddr[2 * i] | (__u64)p->daddr[2 * i + 1] << 32;
+	}
+	k->words[4] = p->sport | (__u32)p->dport << 16 | (__u64)p->proto << 32;
+	return denial_place(k);
+}
+
+/* The flows that were opened at the packet's place, for `more` of them. */
+__noinline __u32 opened_count(struct packet *p, __u32 more)
+{
+	struct denial_key k = {};
+	struct opened *o;
+	__u32 place;
+
+	if (!p)
+		return 0;
+	place = denial_key_make(p, &k);
+	o = bpf_map_lookup_elem(&opened, &place);
+	return o ? __sync_fetch_and_add(&o->flows, more) : 0;
 }
 
 /* Finds the packet's entry and sets p->side. */
@@ -57,6 +88,7 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 	};
 	union flow_keys k = {};
 	__u32 side, mask;
+	int ret;
 
 	if (!p)
 		return -DROP_FLOW_INSERT_FAILED;
@@ -82,12 +114,15 @@ __noinline int flow_create(struct packet *p, __u32 epoch, __u32 flags, __u32 byt
 			.created = h.last,
 		};
 
-		return bpf_map_update_elem(&flow4, &k.v4, &f, BPF_ANY) < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
+		ret = (int)bpf_map_update_elem(&flow4, &k.v4, &f, BPF_ANY);
 	} else {
 		struct flow6 f = { .h = h };
 
-		return bpf_map_update_elem(&flow6, &k.v6, &f, BPF_ANY) < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
+		ret = (int)bpf_map_update_elem(&flow6, &k.v6, &f, BPF_ANY);
 	}
+	/* What was refused for having none is asked about anew, now that there is one. */
+	opened_count(p, 1);
+	return ret < 0 ? -DROP_FLOW_INSERT_FAILED : 0;
 }
 
 static __always_inline int flow_is_closing(__u32 flags)

@@ -68,7 +68,7 @@ static __always_inline void event_write(struct __sk_buff *ctx, const struct pack
 
 	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
 	if (!r) {
-		metrics_count(REASON_EVENT_LOST, p->dir, ctx->len);
+		metrics_add(REASON_EVENT_LOST << 1 | (p->dir & 1), (__u64)p->untold + 1, ctx->len);
 		return;
 	}
 	/* Where the record is: the ring's pages follow each other. Read back from memory, as a pointer is not calculated with. */
@@ -89,9 +89,9 @@ static __always_inline void event_write(struct __sk_buff *ctx, const struct pack
 	r->e.rule = p->rule;
 	r->e.ifindex = ctx->ifindex;
 	r->e.len = ctx->len;
+	r->e.untold = p->untold;
 	r->e.pad[0] = 0;
 	r->e.pad[1] = 0;
-	r->e.pad[2] = 0;
 	r->e.cap = event_copy(ctx, r->payload);
 	bpf_ringbuf_submit(r, (at & (EVENTS_WAKE - 1)) < sizeof(*r) + EVENTS_HEADER ? BPF_RB_FORCE_WAKEUP :
 										      BPF_RB_NO_WAKEUP);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * A packet of an established flow: one flow entry, two endpoint rows, headers
- * rewritten, done. Anything else is ACT_MISS. `src` is the sending container's
+ * rewritten, done. A packet whose refusal is known: dropped. Anything else is ACT_MISS. `src` is the sending container's
  * row, or 0; `from` FROM_*.
  */
 #pragma once
 #include "ct.h"
 #include "deliver.h"
+#include "denial.h"
 #include "metrics.h"
 #include "stages.h"
 
@@ -126,15 +127,6 @@ static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, s
 /* Ports of the packets that need no slow path; returns the header's length or NO_PORTS. `l4` points behind the IP header. */
 static __always_inline __u32 fast_ports(void *l4, void *end, __u8 proto, __be16 *sport, __be16 *dport)
 {
-	if (proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = l4;
-
-		if ((void *)(tcp + 1) > end || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST) || tcp->doff < 0x50)
-			return NO_PORTS;
-		*sport = tcp->source;
-		*dport = tcp->dest;
-		return tcp->doff >> 2 & 0x3c;
-	}
 	if (proto == IPPROTO_UDP) {
 		__be16 *ports = l4;
 
@@ -144,16 +136,26 @@ static __always_inline __u32 fast_ports(void *l4, void *end, __u8 proto, __be16 
 		*dport = ports[1];
 		return 8;
 	}
+	if (proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > end || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST) || tcp->doff < 0x50)
+			return NO_PORTS;
+		*sport = tcp->source;
+		*dport = tcp->dest;
+		return tcp->doff >> 2 & 0x3c;
+	}
 	return NO_PORTS;
 }
 
-/* Whether a packet may go on, and then how. */
+/* 1: the packet may go on, and how; else ACT_MISS, or TC_ACT_SHOT if it is known to be refused. */
 static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from,
 				      struct fast_way *way)
 {
 	struct ethhdr *eth = CTXP(ctx, data);
 	void *end = CTXP(ctx, data_end);
 	struct iphdr *ip = (void *)(eth + 1);
+	struct denial_key known = {};
 	struct flow_key4 key;
 	__be16 sport = 0, dport = 0;
 	struct flow4 *f;
@@ -161,18 +163,23 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 
 	if ((void *)(ip + 1) > end || ip->vihl != 0x45 || ip->frag_off & bpf_htons(IP_FRAGMENT_MASK) || ip->ttl <= 1 ||
 	    bpf_ntohs(ip->tot_len) + ETH_HLEN > ctx->len)
-		return 0;
+		return ACT_MISS;
 	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
-		return 0;
+		return ACT_MISS;
 	hlen = fast_ports(ip + 1, end, ip->protocol, &sport, &dport);
 	if (sizeof(*ip) + hlen > bpf_ntohs(ip->tot_len))
-		return 0;
+		return ACT_MISS;
+	known.words[0] = ip->saddr;
+	known.words[2] = ip->daddr;
+	known.words[4] = sport | (__u32)dport << 16 | (__u64)ip->protocol << 32;
 	side = flow_key4_make(&key, ip->saddr, ip->daddr, sport, dport, ip->protocol);
+	if (denial_of(ctx, &known, src, slot, (__u32)from))
+		return TC_ACT_SHOT;
 	f = bpf_map_lookup_elem(&flow4, &key);
-	if (!f)
-		return 0;
-	return flow_usable(&f->h, src, slot, side, from, EP_NAT46, way) &&
-	       !fast_too_big(ctx, way->dst, sizeof(*ip) + hlen);
+	if (!f || !flow_usable(&f->h, src, slot, side, from, EP_NAT46, way) ||
+	    fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))
+		return ACT_MISS;
+	return 1;
 }
 
 static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from,
@@ -181,24 +188,36 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	struct ethhdr *eth = CTXP(ctx, data);
 	void *end = CTXP(ctx, data_end);
 	struct ipv6hdr *ip = (void *)(eth + 1);
+	struct denial_key known;
 	struct flow_key6 key;
 	__be16 sport = 0, dport = 0;
 	struct flow6 *f;
 	__u32 side, hlen;
+	int i;
 
 	if ((void *)(ip + 1) > end || (ip->vtcfl & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
 	    ip->hop_limit <= 1 || bpf_ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > ctx->len)
-		return 0;
+		return ACT_MISS;
 	if (src && (!mac_equal(eth->src, EP_MAC(src)) || !mac_equal(eth->dst, EP_HOST_MAC(src))))
-		return 0;
+		return ACT_MISS;
 	hlen = fast_ports(ip + 1, end, ip->nexthdr, &sport, &dport);
 	if (hlen > bpf_ntohs(ip->payload_len))
-		return 0;
+		return ACT_MISS;
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		known.words[i] = ((__u64 *)ip->saddr)[i];
+	known.words[4] = sport | (__u32)dport << 16 | (__u64)ip->nexthdr << 32;
+	if (denial_of(ctx, &known, src, slot, (__u32)from))
+		return TC_ACT_SHOT;
+	/* Not known across all that: the verifier would compare it. */
+	ip = CTXP(ctx, data) + ETH_HLEN;
+	if ((void *)(ip + 1) > CTXP(ctx, data_end))
+		return ACT_MISS;
 	side = flow_key6_make(&key, ip->saddr, ip->daddr, sport, dport, ip->nexthdr);
 	f = bpf_map_lookup_elem(&flow6, &key);
-	if (!f)
-		return 0;
-	return flow_usable(&f->h, src, slot, side, from, 0, way) && !fast_too_big(ctx, way->dst, sizeof(*ip) + hlen);
+	if (!f || !flow_usable(&f->h, src, slot, side, from, 0, way) || fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))
+		return ACT_MISS;
+	return 1;
 }
 
 static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from)
@@ -214,8 +233,8 @@ static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src
 		ret = fast_from6(ctx, src, slot, from, &way);
 	else
 		return ACT_MISS;
-	if (!ret)
-		return ACT_MISS;
+	if (ret != 1)
+		return ret;
 	if (from == FROM_CONTAINER)
 		ctx->mark |= (way.h->flags & FLOW_MASQUERADE) / FLOW_MASQUERADE * MARK_MASQUERADE;
 	ret = fast_deliver(ctx, way.h, way.dst, (__u32)from | way.side << FAST_SIDE | way.trace << FAST_TRACE);

@@ -109,22 +109,24 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 hops;     /* TTL or hop limit */
-	__u8 kind;     /* PKT_* */
-	__u8 state;    /* FLOW_STATE_* */
-	__u8 dir;      /* side whose decision counts: DIR_* */
-	__u8 point;    /* trace point */
-	__u8 flags;    /* EVENT_* flags found on the way */
-	__u8 side;     /* 0: the sender is side A of its flow */
-	__u8 frag;     /* FRAG_* */
-	__u8 l4_len;   /* TCP, UDP, SCTP: length of the header */
-	__u8 whole;    /* routers must not cut it */
-	__u8 masked;   /* MASKED_* */
-	__u8 quiet;    /* EP_TRACE_* that ask for other packets */
-	__u8 nat46;    /* made of an IPv6 packet of its sender */
-	__u8 pad[2];   /* 0 */
-	__u32 frag_id; /* as it stands in the header */
-	__u32 l4;      /* what policy is asked: match << 8 | protocol */
+	__u8 hops;	/* TTL or hop limit */
+	__u8 kind;	/* PKT_* */
+	__u8 state;	/* FLOW_STATE_* */
+	__u8 dir;	/* side whose decision counts: DIR_* */
+	__u8 point;	/* trace point */
+	__u8 flags;	/* EVENT_* flags found on the way */
+	__u8 side;	/* 0: the sender is side A of its flow */
+	__u8 frag;	/* FRAG_* */
+	__u8 l4_len;	/* TCP, UDP, SCTP: length of the header */
+	__u8 whole;	/* routers must not cut it */
+	__u8 masked;	/* MASKED_* */
+	__u8 quiet;	/* EP_TRACE_* that ask for other packets */
+	__u8 nat46;	/* made of an IPv6 packet of its sender */
+	__u16 rule_out; /* of the opener's side, where both were asked */
+	__u32 frag_id;	/* as it stands in the header */
+	__u32 l4;	/* what policy is asked: match << 8 | protocol */
+	__u32 opened;	/* flows that were opened at its place before its own was looked for */
+	__u32 untold;	/* drops of its tuple that are not reported yet */
 };
 
 struct ethhdr {

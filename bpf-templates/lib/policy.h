@@ -5,22 +5,11 @@
 #include "packet.h"
 
 TABLE_policy;
-TABLE_rule_count;
 
 /* What policy_verdict returns: below 0 a drop reason with no rule behind it, else flags << 16 | rule record index. */
 enum {
 	VERDICT_FLAGS = 16,
 };
-
-static __always_inline void rule_count_add(__u32 idx, __u32 bytes)
-{
-	struct counter *c = bpf_map_lookup_elem(&rule_count, &idx);
-
-	if (c) {
-		c->packets++;
-		c->bytes += bytes;
-	}
-}
 
 enum {
 	BLOCK_NONE = -1, /* no rule of the block matches and none follows */

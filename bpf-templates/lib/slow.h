@@ -7,6 +7,7 @@
 #include "answer.h"
 #include "ct_entry.h"
 #include "deliver.h"
+#include "denial.h"
 #include "finish.h"
 #include "ipcache.h"
 #include "maps.h"
@@ -81,6 +82,7 @@ __noinline int judge(struct __sk_buff *ctx, struct packet *p, __u32 reverse)
 	ret = judge_one(ctx, p, from, DIR_EGRESS, to_id);
 	if (ret < 0)
 		return ret;
+	p->rule_out = (__u16)p->rule;
 	return judge_one(ctx, p, to, DIR_INGRESS, from_id);
 }
 
@@ -150,6 +152,51 @@ __noinline int flow_open(struct __sk_buff *ctx, struct packet *p, __u32 epoch, _
 	return flow_create(p, epoch, p->proto == IPPROTO_TCP && !tcp_is_syn(p) ? FLOW_MIDSTREAM : 0, ctx->len);
 }
 
+/*
+ * Has the fast path refuse packets like this one, which has no flow and may not open one. Those that it has refused so, and
+ * not reported, are p->untold from now on.
+ */
+__noinline int denial_note(struct __sk_buff *ctx, struct packet *p, __u32 reason, __u32 epoch)
+{
+	__u32 zero = 0, what, at, other, keep;
+	struct denial_key k = {};
+	struct reporting *r;
+	struct denial *d;
+
+	/* A translated packet is another one to the fast path. */
+	if (!p || (CONFIG_NAT46 && p->nat46))
+		return 0;
+	at = denial_key_make(p, &k);
+	at = denial_at(at, &k);
+	what = denial_what(ctx, ctx->cb[CB_FROM] & 0xff);
+	d = bpf_map_lookup_elem(&denial, &at);
+	r = bpf_map_lookup_elem(&reporting, &zero);
+	if (!d || !r)
+		return 0;
+	other = denial_nonzero(denial_differs(d, &k, what));
+	/* Another's place is taken when its time is over, or nothing is lost by it. */
+	keep = other & denial_nonzero(d->untold) & ~denial_nonzero(denial_is_over(d));
+	OPAQUE(keep);
+	if (keep)
+		return 0;
+	other *= d->untold;
+	OPAQUE(other);
+	p->untold = d->untold - other;
+	__builtin_memcpy(d->key, k.words, sizeof(d->key));
+	d->epoch = epoch + p->opened;
+	d->until = (__u32)bpf_jiffies64() + r->drops;
+	d->untold = 0;
+	d->slot[0] = p->src_slot;
+	d->slot[1] = p->dst_slot;
+	d->rule[0] = p->rule_out;
+	d->rule[1] = (__u16)p->rule;
+	d->what = (__u16)what;
+	d->counter =
+		(__u16)(reason << 1 | (p->dir & 1) | (1 - denial_nonzero(p->proto ^ IPPROTO_TCP)) * DENIAL_NO_FLOW);
+	metrics_add(REASON_EVENT_LOST << 1 | (p->dir & 1), other, 0);
+	return 0;
+}
+
 /* A SYN between the ends of an entry that lives: its opener's decides anew, a stranger's does not touch a live flow. */
 static __always_inline int flow_syn(struct __sk_buff *ctx, struct packet *p, struct flow *h, __u32 epoch)
 {
@@ -185,6 +232,8 @@ __noinline int flow_go(struct __sk_buff *ctx, struct packet *p, struct flow *h, 
 			return flow_open(ctx, p, epoch, FLOW_STATE_NEW);
 		if (tcp_is_syn(p))
 			flow_create(p, epoch, FLOW_DENY, ctx->len);
+		else
+			denial_note(ctx, p, (__u32)-ret, epoch);
 		return ret;
 	}
 	p->masked = h->flags / FLOW_MASQUERADE & MASKED_FLOW;
@@ -229,6 +278,8 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 	if (slot_is_container(p->src_slot))
 		p->src_id = READ_ONCE(src->identity);
 
+	/* Before anybody looks for its entry. */
+	p->opened = opened_count(p, 0);
 	return flow_go(ctx, p, flow_find(p), epoch);
 }
 

@@ -100,6 +100,8 @@ raw_options! {
     flow_timeout_other: u32 = "PILUS_FLOW_TIMEOUT_OTHER";
     /// Idle time of flows that policy denies, seconds [default: 60]
     flow_timeout_deny: u32 = "PILUS_FLOW_TIMEOUT_DENY";
+    /// Drops of packets alike (same ends, ports and protocol) are reported once in so many seconds, with their number; 0: each [default: 1]
+    drop_interval: u32 = "PILUS_DROP_INTERVAL";
     /// Of each flow of a container with Trace=flow or all, a packet is reported at least once in so many seconds of traffic; 0: not for the time alone [default: 5]
     trace_interval: u32 = "PILUS_TRACE_INTERVAL";
     /// With Trace=all, one of so many packets of each side of an established flow is reported [default: 1]
@@ -388,7 +390,8 @@ impl Options {
             }
         }
         let mut reporting = Settings::default();
-        for (key, value) in [("trace-interval", raw.trace_interval), ("trace-sample", raw.trace_sample)] {
+        let given = [("drop-interval", raw.drop_interval), ("trace-interval", raw.trace_interval), ("trace-sample", raw.trace_sample)];
+        for (key, value) in given {
             if let Some(Some(Err(message))) = value.map(|n| reporting.set(key, &n.to_string())) {
                 return Err(bad(key, message));
             }

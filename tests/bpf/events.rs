@@ -40,7 +40,7 @@ fn aggregated_traces_tell_what_is_new() {
         for f in Family::BOTH.iter().copied() {
             w.reset(EP_DROPS | EP_TRACE_FLOW);
             let interval = interval(w);
-            w.reporting.put(&0, &Reporting { interval, sample: 1 }).expect("reporting");
+            w.reporting.put(&0, &Reporting { interval, sample: 1, drops: 0 }).expect("reporting");
             told(w, A, there(SYN)(f), &[New], "SYN");
             told(w, A, there(SYN)(f), &[], "the same SYN again");
             told(w, B, back(SYN | ACK)(f), &[Reply], "the first answer");
@@ -60,7 +60,7 @@ fn aggregated_traces_tell_what_is_new() {
             told(w, A, there(RST)(f), &[Established], "RST");
             told(w, A, there(RST)(f), &[], "the same RST again");
             // No interval: age alone is no news. A receiver with a program of its own is no other.
-            w.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1 }).expect("reporting");
+            w.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1, drops: 0 }).expect("reporting");
             let udp = || f.ip(A, C).udp(7, 9);
             told(w, A, udp(), &[New], "UDP");
             assert!(w.edit_flow(&udp(), |h| Some(Flow { last, ..h })));
@@ -77,7 +77,7 @@ fn one_of_so_many_packets_is_told_and_whatever_is_new() {
     each_build(|w| {
         for f in Family::BOTH.iter().copied() {
             w.reset(EP_DROPS | EP_TRACE_ALL);
-            w.reporting.put(&0, &Reporting { interval: interval(w), sample: 4 }).expect("reporting");
+            w.reporting.put(&0, &Reporting { interval: interval(w), sample: 4, drops: 0 }).expect("reporting");
             told(w, A, there(SYN)(f), &[New], "SYN");
             told(w, B, back(SYN | ACK)(f), &[Reply], "the first answer");
             for n in 1..=12 {
@@ -226,7 +226,7 @@ fn watched_packets_take_the_fast_path() {
             for flag in [EP_TRACE_ALL, EP_TRACE_FLOW] {
                 for to in [B, C] {
                     w.reset(EP_DROPS | flag);
-                    w.reporting.put(&0, &Reporting { interval: 1, sample: 1 }).expect("reporting");
+                    w.reporting.put(&0, &Reporting { interval: 1, sample: 1, drops: 0 }).expect("reporting");
                     told(w, A, f.ip(A, to).udp(5, 53), &[FlowState::New], "the first");
                     told(w, to, f.ip(to, A).udp(53, 5), &[FlowState::Reply], "the answer");
                     w.withdraw(to.ip(f));

@@ -3,6 +3,7 @@
 
 mod budget;
 mod closing;
+mod denial;
 mod device;
 mod events;
 mod flow;

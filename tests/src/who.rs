@@ -16,7 +16,7 @@ pub enum Family {
 use Family::{V4, V6};
 
 /// Who is there. In IPv4 A's address sorts behind B's, in IPv6 before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     A,
     B,

@@ -9,6 +9,8 @@ use crate::tuple::Tuple;
 pub use crate::who::*;
 use crate::wire::*;
 use Who::{A, C, Host};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use pilus_codegen::{Build, Features};
 use pilus_loader::collection::{Collection, Program};
 use pilus_loader::events::Reader;
@@ -16,6 +18,7 @@ use pilus_loader::maps::{PercpuMap, PinnedMap, Pod, ProgArray, create_all};
 use pilus_loader::stages::Stages;
 use pilus_model::abi::*;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// The tables, with the programs loaded beside them.
@@ -34,6 +37,7 @@ pub struct World<'a> {
     pub direct: PinnedMap<IpcacheLpmKey, DirectEntry>,
     pub timeouts: PinnedMap<u32, FlowTimeouts>,
     pub reporting: PinnedMap<u32, Reporting>,
+    pub denial: PercpuMap<Denial>,
     pub rule_count: PercpuMap<Counter>,
     pub metrics: PercpuMap<Counter>,
     pub receive: ProgArray,
@@ -72,6 +76,10 @@ fn clear<K: Pod, V: Pod>(map: &PinnedMap<K, V>) {
 impl<'a> World<'a> {
     /// Makes tables and devices and loads the programs. Once a sandbox.
     pub fn new(sandbox: &'a Sandbox, build: Build, features: &Features) -> World<'a> {
+        // Refusals are each processor's own.
+        let mut own = CpuSet::new();
+        own.set(sched_getcpu().expect("a processor")).expect("a processor");
+        sched_setaffinity(Pid::from_raw(0), &own).expect("a processor");
         create_all(sandbox.fs(), &sizes()).expect("tables");
         let stages = Stages::make().expect("stages");
         let slow = objects::load(sandbox, &stages, &objects::slow(features), "slow");
@@ -99,6 +107,7 @@ impl<'a> World<'a> {
             direct: open(sandbox, map::DIRECT),
             timeouts: open(sandbox, map::TIMEOUTS),
             reporting: open(sandbox, map::REPORTING),
+            denial: PercpuMap::open(sandbox.fs(), map::DENIAL).expect("denial"),
             rule_count: percpu(map::RULE_COUNT),
             metrics: percpu(map::METRICS),
             receive: ProgArray::open(sandbox.fs(), map::RECEIVE).expect("receive"),
@@ -123,6 +132,9 @@ impl<'a> World<'a> {
         clear(&self.ipcache_lpm);
         clear(&self.device);
         clear(&self.direct);
+        for place in self.denials().into_keys() {
+            self.denial.reset(place).expect("denial");
+        }
         for who in Who::ALL {
             self.endpoint.put(&who.slot(), &who.row(flags)).expect("row");
             if who != Who::World {
@@ -135,7 +147,7 @@ impl<'a> World<'a> {
         let all =
             FlowTimeouts { tcp: IDLE, tcp_open: IDLE, tcp_closing: IDLE, udp: IDLE, udp_reply: IDLE, icmp: IDLE, other: IDLE, deny: IDLE };
         self.timeouts.put(&0, &all).expect("timeouts");
-        self.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1 }).expect("reporting");
+        self.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1, drops: 0 }).expect("reporting");
         let from_a = [
             rule(80, 80, TCP, 0, 1),
             rule(53, 53, UDP, 0, 2),
@@ -317,6 +329,23 @@ impl<'a> World<'a> {
     /// First packets that a rule decided.
     pub fn rule_packets(&self, rule: u32) -> u64 {
         self.rule_count.get(rule).expect("rule_count").iter().map(|c| c.packets).sum()
+    }
+
+    /// Refusals that the fast path repeats, by their place; those of all processors.
+    pub fn denials(&self) -> BTreeMap<u32, Vec<Denial>> {
+        let all = self.denial.all().expect("denial").into_iter().enumerate();
+        let used = all.map(|(place, cpus)| (place as u32, cpus.into_iter().filter(|d| d.what != 0).collect::<Vec<_>>()));
+        used.filter(|(_, cpus)| !cpus.is_empty()).collect()
+    }
+
+    /// Drops that no event has told of yet.
+    pub fn untold(&self) -> u64 {
+        self.denials().values().flatten().map(|d| u64::from(d.untold)).sum()
+    }
+
+    /// Has refusals be repeated for so many jiffies before one is reported again; 0: each is.
+    pub fn report_drops(&self, jiffies: u32) {
+        self.reporting.put(&0, &Reporting { interval: u32::MAX, sample: 1, drops: jiffies }).expect("reporting");
     }
 
     /// The kernel's clock of flow entries.

@@ -281,7 +281,7 @@ impl Shared {
             summary: dissected.summary,
             headers: dissected.headers,
             packet: hex,
-            count: 0,
+            count: if kind == EventKind::Drop { u64::from(e.untold) + 1 } else { 0 },
         })
     }
 }

@@ -582,7 +582,8 @@ pub struct FlowEvent {
     /// First bytes from the Ethernet header, hex.
     #[serde(default)]
     pub packet: String,
-    /// For `lost`.
+    /// For `lost`: events that are missing. For `drop`: packets that it stands for, itself and those with the same ends, ports and
+    /// protocol that were dropped since the last one and not reported by themselves.
     #[serde(default)]
     pub count: u64,
 }

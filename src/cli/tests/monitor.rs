@@ -65,6 +65,19 @@ fn filters_hex_and_summary() {
 }
 
 #[test]
+fn a_drop_says_how_many_it_stands_for() {
+    let agent = Agent::new();
+    let of = |count: u64| {
+        let mut event = drop_event();
+        event["count"] = count.into();
+        event
+    };
+    agent.on("GET /v1/flows", 200, stream(&[of(1), of(118)]));
+    let more = DROP.replace("length 78", "length 78 (118 packets)");
+    assert_eq!(agent.ok(&["monitor", "-n", "2"]), format!("{DROP}{more}"));
+}
+
+#[test]
 fn json_is_an_object_a_line() {
     let agent = Agent::new();
     agent.on("GET /v1/flows", 200, stream(&[drop_event(), drop_event()]));

@@ -9,7 +9,7 @@ use pilus_model::identity::NumericIdentity;
 use pilus_model::policy::{Direction, EndpointPolicy, Verdict, verdict};
 use pilus_tests::wire::*;
 use pilus_tests::world::Who;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -83,6 +83,18 @@ enum Frag {
     Later,
 }
 
+/// Who brings a packet that was refused for having no flow, its key, and its sender's end.
+pub type Refusal = (Who, Key, End);
+
+/// A refusal that the fast path may repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    /// Epochs of sender and receiver.
+    epoch: (u32, u32),
+    /// Drops that were not reported since the last that was.
+    untold: u32,
+}
+
 type FragKey = (IpAddr, IpAddr, u32, u8);
 
 pub struct Model {
@@ -91,6 +103,9 @@ pub struct Model {
     pub flows: BTreeMap<Key, FlowModel>,
     /// TCP packets that opened nothing and found no flow.
     pub without_flow: u64,
+    /// Of the last packet, if it is one.
+    pub refused: Option<Refusal>,
+    known: BTreeMap<Refusal, Known>,
     frags: BTreeMap<FragKey, (u8, u16, u16, u16)>,
     epochs: [u32; 3],
 }
@@ -221,13 +236,47 @@ struct Question {
 
 impl Model {
     pub fn new(policies: [Arc<EndpointPolicy>; 3]) -> Self {
-        Self { policies, flows: BTreeMap::new(), without_flow: 0, frags: BTreeMap::new(), epochs: [0; 3] }
+        Self {
+            policies,
+            flows: BTreeMap::new(),
+            without_flow: 0,
+            refused: None,
+            known: BTreeMap::new(),
+            frags: BTreeMap::new(),
+            epochs: [0; 3],
+        }
     }
 
     /// Another policy, which also makes flows be judged anew.
     pub fn repolicy(&mut self, n: usize, policy: Arc<EndpointPolicy>) {
         self.policies[n] = policy;
         self.epochs[n] += 1;
+    }
+
+    /// The last packet was dropped, and an event told of so many others like it; or there was none.
+    pub fn dropped(&mut self, told: Option<u32>) -> Result<(), String> {
+        let Some(refusal) = self.refused else {
+            return if told == Some(0) { Ok(()) } else { Err(format!("the event is {told:?}, expected one drop by itself")) };
+        };
+        let epoch = (self.epoch(who(refusal.2.0)), self.epoch(who(if refusal.1.1 == refusal.2 { refusal.1.2.0 } else { refusal.1.1.0 })));
+        let known = self.known.entry(refusal);
+        match (told, known) {
+            (None, Entry::Occupied(mut k)) if k.get().epoch == epoch => k.get_mut().untold += 1,
+            (None, k) => return Err(format!("no event of a refusal that is {k:?}, under {epoch:?}")),
+            (Some(told), k) => {
+                let k = k.or_insert(Known { epoch, untold: 0 });
+                if k.untold != told {
+                    return Err(format!("the event tells of {told} more drops, expected {}", k.untold));
+                }
+                *k = Known { epoch, untold: 0 };
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops that no event has told of.
+    pub fn untold(&self) -> u64 {
+        self.known.values().map(|k| u64::from(k.untold)).sum()
     }
 
     fn epoch(&self, who: Who) -> u32 {
@@ -355,6 +404,7 @@ impl Model {
 
     /// What a frame does, and the flow that it belongs to, if it came so far.
     pub fn step(&mut self, via: Who, f: &[u8]) -> (Expect, Option<Key>) {
+        self.refused = None;
         let early = match via {
             Who::Host | Who::World => self.outside(via, f),
             container => self.container(container, f),
@@ -487,7 +537,7 @@ impl Model {
     }
 
     fn decide(&mut self, via: Who, p: &Read, f: &[u8]) -> Expect {
-        let decided = if p.kind == Kind::Error { self.related(p, f) } else { self.flow(p) };
+        let decided = if p.kind == Kind::Error { self.related(p, f) } else { self.flow(via, p) };
         let (state, to) = match decided {
             Ok(state) => (state, who(p.dst)),
             Err(why) => return Drop(why),
@@ -501,7 +551,7 @@ impl Model {
         Pass { to, state, routed: via != Who::Host && to.is_container() }
     }
 
-    fn flow(&mut self, p: &Read) -> Result<FlowState, DropReason> {
+    fn flow(&mut self, via: Who, p: &Read) -> Result<FlowState, DropReason> {
         let (from, to) = (who(p.src), who(p.dst));
         if from == to {
             return Err(NoEndpoint);
@@ -540,6 +590,9 @@ impl Model {
         }
         self.without_flow += u64::from(p.proto == TCP && !syn);
         let judged = judge(self, false);
+        if judged.is_err() && old.is_none() && !syn {
+            self.refused = Some((via, p.key(), near));
+        }
         if let Some(mut h) = old {
             let closing = h.flags & FLOW_RST != 0 || h.flags & (FLOW_FIN_A | FLOW_FIN_B) == FLOW_FIN_A | FLOW_FIN_B;
             if judged.is_err() || (h.flags & FLOW_DENY == 0 && !closing) {

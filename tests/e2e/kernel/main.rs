@@ -19,6 +19,7 @@ mod next_hop;
 mod node;
 mod outside;
 mod preview;
+mod refused;
 mod restart;
 mod revoke;
 mod router;

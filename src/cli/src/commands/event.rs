@@ -88,6 +88,9 @@ fn rest(e: &FlowEvent, style: Style) -> String {
             let _ = write!(text, " length {}", e.length);
         }
     }
+    if e.count > 1 {
+        let _ = write!(text, " ({} packets)", e.count);
+    }
     text
 }
 

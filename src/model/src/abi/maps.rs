@@ -81,6 +81,8 @@ pub mod map {
     pub const METRICS: &str = "metrics";
     pub const TIMEOUTS: &str = "timeouts";
     pub const REPORTING: &str = "reporting";
+    pub const DENIAL: &str = "denial";
+    pub const OPENED: &str = "opened";
     pub const EVENTS: &str = "events";
     pub const RECEIVE: &str = "receive";
     pub const STAGES: &str = "stages";
@@ -125,7 +127,9 @@ pub const MAPS: &[MapDef] = &[
     table::<FragKey, FragEntry>(map::FRAG, MapKind::LruHash, 8192, "First fragments that were let through."),
     array::<Counter>(map::METRICS, MapKind::PercpuArray, 512, "Packets and bytes by reason << 1 | direction; reason 0 is forwarded."),
     array::<FlowTimeouts>(map::TIMEOUTS, MapKind::Array, 1, "Idle times."),
-    array::<Reporting>(map::REPORTING, MapKind::Array, 1, "What traces of established flows leave out."),
+    array::<Reporting>(map::REPORTING, MapKind::Array, 1, "What reports leave out."),
+    array::<Denial>(map::DENIAL, MapKind::PercpuArray, DENIAL_PLACES, "Refusals that the fast path repeats."),
+    array::<Opened>(map::OPENED, MapKind::Array, DENIAL_PLACES, "Flows that were opened, by the place of their refusal."),
     MapDef {
         name: map::EVENTS,
         kind: MapKind::RingBuf,

@@ -47,7 +47,7 @@ fn structure<T: CStruct>(out: &mut String) {
 pub fn abi_h() -> String {
     let mut out = String::from(HEAD);
     out.push_str("#pragma once\n#include <linux/types.h>\n\n");
-    for list in [LIMITS, STAGES, ENDPOINT_FLAGS, FLOW_FLAGS, RULE_FLAGS, MARKS, IPCACHE_FLAGS, DIRECTIONS, EVENT_FLAGS] {
+    for list in [LIMITS, STAGES, ENDPOINT_FLAGS, FLOW_FLAGS, RULE_FLAGS, DENIAL_COUNTER, MARKS, IPCACHE_FLAGS, DIRECTIONS, EVENT_FLAGS] {
         constants(&mut out, list);
     }
     for e in
@@ -61,6 +61,8 @@ pub fn abi_h() -> String {
     structure::<Flow>(&mut out);
     structure::<Flow4>(&mut out);
     structure::<Flow6>(&mut out);
+    structure::<Denial>(&mut out);
+    structure::<Opened>(&mut out);
     structure::<PolicyKey>(&mut out);
     structure::<PolicyRule>(&mut out);
     structure::<PolicyBlock>(&mut out);

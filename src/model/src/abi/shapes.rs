@@ -62,6 +62,10 @@ c_consts! {
         REASON_EVENT_LOST = 1;
         /// Counter of TCP packets that open nothing and belong to no entry of the flow table, whatever became of them.
         REASON_NO_FLOW = 2;
+        /// Places of the `denial` table.
+        DENIAL_PLACES = 4096;
+        /// Jiffies that a known denial lives at most: what is older is no denial, however long ago it was written.
+        DENIAL_LONGEST = 1 << 22;
         /// First port of masqueraded flows, above what Linux takes for the host's own; all up to 65535 are taken.
         NAT_FIRST = 61000;
     }
@@ -146,6 +150,14 @@ c_consts! {
         RULE_MORE = 64;
         /// The slot is used. A slot without it ends the block.
         RULE_USED = 128;
+    }
+}
+
+c_consts! {
+    /// `counter` of a known denial, besides the index.
+    DENIAL_COUNTER: u16 {
+        /// Its packets are counted for having no flow too.
+        DENIAL_NO_FLOW = 0x8000;
     }
 }
 
@@ -377,6 +389,36 @@ c_struct! {
 }
 
 c_struct! {
+    /// A refusal that the fast path repeats, 64 bytes: of packets that have no flow and may not open one. Each processor has its
+    /// own, found by a hash of the key and compared in full.
+    Denial as "denial" {
+        /// Source and destination (IPv4: one word of 64 bits each), then ports and protocol, as they stand in the packet.
+        key: [u64; 5],
+        /// Sum of both endpoints' epochs, and of the flows opened at the place, when the verdict was taken. All only grow.
+        epoch: u32,
+        /// Low 32 bits of the kernel's jiffies from which on a packet is judged, and reported, anew.
+        until: u32,
+        /// Drops since the last report.
+        untold: u32,
+        /// Of sender and receiver.
+        slot: [u16; 2],
+        /// Rule records that are asked, egress and ingress.
+        rule: [u16; 2],
+        /// What its packets have in common besides the key: ether type ^ FROM_* << 1. 0: unused.
+        what: u16,
+        /// Index of the counter: reason << 1 | direction; and DENIAL_NO_FLOW.
+        counter: u16,
+    }
+}
+
+c_struct! {
+    /// Flows that were opened, by the place that a refusal of their tuple has.
+    Opened as "opened" {
+        flows: u32,
+    }
+}
+
+c_struct! {
     /// Names one block of rules: policy id, direction and chain position, and the peer's identity (0 = any).
     PolicyKey as "policy_key" {
         /// `policy_id << 5 | direction << 4 | chain`
@@ -551,12 +593,14 @@ c_struct! {
 }
 
 c_struct! {
-    /// What traces of established flows leave out. One row.
+    /// What reports leave out. One row.
     Reporting as "reporting" {
         /// Of each interval of so many jiffies a flow's first packet is reported. Never 0: programs divide by both.
         interval: u32,
         /// Where all packets are wanted, one of so many of each side.
         sample: u32,
+        /// Jiffies for which a refusal is repeated without being reported, DENIAL_LONGEST at most.
+        drops: u32,
     }
 }
 
@@ -589,6 +633,8 @@ c_struct! {
         /// Bytes of the packet, and of them in `payload`.
         len: u32,
         cap: u32,
-        pad: [u32; 3],
+        /// Drops like this one that were not reported by themselves, since the last that was.
+        untold: u32,
+        pad: [u32; 2],
     }
 }
