@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * A packet of an established flow: one flow entry, two endpoint rows, headers
- * rewritten, done. A packet whose refusal is known: dropped. Anything else is ACT_MISS. `src` is the sending container's
- * row, or 0; `from` FROM_*.
+ * rewritten, done. A packet whose refusal is known: dropped. Anything else is
+ * ACT_MISS. `src` is the sending container's row, or 0; `from` FROM_*.
  */
 #pragma once
 #include "ct.h"
@@ -127,6 +127,7 @@ static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, s
 /* Ports of the packets that need no slow path; returns the header's length or NO_PORTS. `l4` points behind the IP header. */
 static __always_inline __u32 fast_ports(void *l4, void *end, __u8 proto, __be16 *sport, __be16 *dport)
 {
+	/* First, as it shows the verifier less of the packet: what follows holds for TCP too, then. */
 	if (proto == IPPROTO_UDP) {
 		__be16 *ports = l4;
 
@@ -209,7 +210,7 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	known.words[4] = sport | (__u32)dport << 16 | (__u64)ip->nexthdr << 32;
 	if (denial_of(ctx, &known, src, slot, (__u32)from))
 		return TC_ACT_SHOT;
-	/* Not known across all that: the verifier would compare it. */
+	/* Anew, so that the verifier has nothing to compare across all that. */
 	ip = CTXP(ctx, data) + ETH_HLEN;
 	if ((void *)(ip + 1) > CTXP(ctx, data_end))
 		return ACT_MISS;
