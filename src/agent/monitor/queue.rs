@@ -52,7 +52,7 @@ pub struct Waiting {
     /// Whole events, `STRIDE` bytes each.
     pub records: Vec<u8>,
     pub words: Vec<FlowEvent>,
-    /// Events that found no room here.
+    /// Events that found no room here, and the drops that they told of besides their own.
     pub lost: u64,
 }
 
@@ -85,9 +85,11 @@ impl Listener {
             let mut waiting = self.lock();
             let room = (QUEUE * STRIDE).saturating_sub(waiting.records.len()).min(records.len());
             waiting.records.extend_from_slice(&records[..room]);
-            let lost = ((records.len() - room) / STRIDE) as u64;
-            waiting.lost += lost;
-            lost
+            let lost = records[room..].chunks_exact(STRIDE);
+            let count = lost.len() as u64;
+            let untold = lost.filter_map(|r| Some(u64::from(Event::ref_from_prefix(r).ok()?.0.untold)));
+            waiting.lost += count + untold.sum::<u64>();
+            count
         };
         self.notify.notify_one();
         lost
@@ -237,6 +239,21 @@ mod tests {
             listeners[0].take(Vec::new())
         };
         assert_eq!((after.records.len() / STRIDE, after.lost), (1, 0), "what was lost is told once");
+    }
+
+    /// A report that stands for other drops takes those along.
+    #[test]
+    fn what_a_lost_report_stands_for_is_lost() {
+        let (mut spread, listeners) = spread(&[Filter::default()]);
+        for n in 0..QUEUE as u32 + 3 {
+            let mut record = event(EventKind::Drop, 1, 2, 10);
+            let (e, _) = Event::mut_from_prefix(&mut record).expect("an event");
+            e.untold = n;
+            spread.record(&record);
+        }
+        spread.flush();
+        let untold: u64 = (QUEUE as u64..).take(3).sum();
+        assert_eq!((listeners[0].take(Vec::new()).lost, spread.lost), (3 + untold, 3));
     }
 
     #[test]

@@ -27,6 +27,15 @@ fn on_first_processor() {
     sched_setaffinity(Pid::from_raw(0), &set).expect("a processor");
 }
 
+/// Ends what goes on beside a test, also when that fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Numbered packets, sent on and on.
 #[derive(Default)]
 struct Flood {
@@ -87,6 +96,7 @@ fn round(node: &Node, client: &Container, server: &Container, family: Family) ->
     let flood = Flood::default();
     std::thread::scope(|scope| {
         scope.spawn(|| flood.run(&from));
+        let _stop = Ends(&flood.stop);
         let grows = |reason: &str, by: u64| {
             let before = node.metric(reason).expect("metrics");
             while node.metric(reason).expect("metrics") < before + by {
@@ -105,7 +115,6 @@ fn round(node: &Node, client: &Container, server: &Container, family: Family) ->
         grows(REASONS[1], 50);
         let late = until_now.max(drain(&at));
         assert!(late.is_none_or(|n| n <= last + 1), "{family:?}: {late:?} arrived, it was revoked after {last}");
-        flood.stop.store(true, Ordering::SeqCst);
     });
     from
 }
@@ -121,6 +130,7 @@ fn changes_are_exact_in_a_flood_of_refused_packets_and_every_drop_is_told_of() {
     let (told, done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| listen(events, &told, &done));
+        let _done = Ends(&done);
         let rounds = (0..3).flat_map(|_| Family::BOTH);
         let sockets: Vec<_> = rounds.map(|family| round(&node, &client, &server, family)).collect();
         // Without its flow, and with no interval, each tells of those before it.
@@ -138,7 +148,6 @@ fn changes_are_exact_in_a_flood_of_refused_packets_and_every_drop_is_told_of() {
             all if all == told.load(Ordering::SeqCst) => Ok(all),
             all => Err(format!("{told:?} told of {all}")),
         });
-        done.store(true, Ordering::SeqCst);
         assert!(all > 6 * 2000, "{all}");
     });
     let (_, out, _) = node.pilus(&["config"]).expect("pilus");
