@@ -92,15 +92,21 @@ static __always_inline int deliver(struct __sk_buff *ctx, struct endpoint *dst, 
 		return ret < 0 ? ret : (int)bpf_redirect(dst->ifindex, BPF_F_INGRESS);
 	}
 	if (dst->flags & EP_ROUTE) {
-		struct next_hop *next = bpf_map_lookup_elem(&next_hop, &slot);
+		struct next_hop *next;
+		__u32 known;
 
 		/* Device and next hop write their own MACs. */
 		ret = headers_rewrite(ctx, dst->mac, dst->host_mac, hop);
 		if (ret < 0)
 			return ret;
-		/* One that is known spares the kernel another look at its routes. */
-		return next && next->family ? (int)bpf_redirect_neigh(dst->ifindex, next, sizeof(*next), 0) :
-					      (int)bpf_redirect_neigh(dst->ifindex, 0, 0, 0);
+		next = bpf_map_lookup_elem(&next_hop, &slot);
+		if (!next)
+			return -DROP_NO_ENDPOINT;
+		/* A next hop that is known spares the kernel another look at its routes. By calculation: one call to verify. */
+		_Static_assert(AF_INET & AF_INET6 & 2, "a bit of both");
+		known = next->family / 2 & 1;
+		OPAQUE(known);
+		return (int)bpf_redirect_neigh(dst->ifindex, next, (int)(known * sizeof(*next)), 0);
 	}
 	if (dst->flags & EP_RECEIVE) {
 		ctx->cb[CB_SLOT] = slot;
