@@ -196,13 +196,19 @@ pub fn detach_tc(ifindex: u32, dir: Dir, remove_qdisc: bool) -> Result<bool> {
         Err(errno) => return Err(failed(device("clsact", ifindex, dir), "detach")(errno)),
     };
     if remove_qdisc {
-        match sys::clsact_destroy(ifindex) {
-            Ok(()) => {}
-            Err(errno) if absent(errno) => {}
-            Err(errno) => return Err(failed(device("clsact", ifindex, dir), "remove the qdisc")(errno)),
-        }
+        remove_clsact(ifindex)?;
     }
     Ok(was)
+}
+
+/// Removes a device's clsact qdisc with all that hangs there. Ok(false) if there was none.
+pub fn remove_clsact(ifindex: u32) -> Result<bool> {
+    crate::log::install();
+    match sys::clsact_destroy(ifindex) {
+        Ok(()) => Ok(true),
+        Err(errno) if absent(errno) => Ok(false),
+        Err(errno) => Err(failed(format!("clsact of interface {ifindex}"), "remove the qdisc")(errno)),
+    }
 }
 
 /// Kernel number of the program in our filter, None if filter, qdisc or device are not there. Its name:

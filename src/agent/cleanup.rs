@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Removes everything that Pilus ever made on the node, by what is there and not by what is remembered.
 
-use crate::datapath::hooks::detach_filter;
+use crate::datapath::hooks::{detach_filter, drop_unused_qdisc};
 use crate::datapath::host::{HOST_DEVICE, NET_DEVICE};
 use crate::datapath::sysctl::Sysctls;
 use crate::options::Options;
@@ -47,11 +47,20 @@ async fn links(netlink: &Netlink, done: &mut Vec<String>, failed: &mut Vec<Strin
         Err(e) => return failed.push(e.to_string()),
     };
     let nodes_own = all.iter().filter(|l| l.index < IFINDEX_BASE);
-    for (link, dir) in nodes_own.flat_map(|l| [(l, Dir::Ingress), (l, Dir::Egress)]) {
-        match detach_filter(link.index, dir) {
-            Ok(true) => done.push(format!("removed filter of {}", link.name)),
-            Ok(false) => {}
-            Err(e) => failed.push(e.to_string()),
+    for link in nodes_own {
+        let mut taken = false;
+        for dir in [Dir::Ingress, Dir::Egress] {
+            match detach_filter(link.index, dir) {
+                Ok(true) => {
+                    taken = true;
+                    done.push(format!("removed filter of {}", link.name));
+                }
+                Ok(false) => {}
+                Err(e) => failed.push(e.to_string()),
+            }
+        }
+        if taken && let Err(e) = drop_unused_qdisc(netlink, link.index).await {
+            failed.push(e.to_string());
         }
     }
     let ours = |name: &str, index: u32| {

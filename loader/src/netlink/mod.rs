@@ -6,6 +6,7 @@
 mod address;
 mod link;
 mod neighbour;
+mod qdisc;
 mod route;
 mod rule;
 mod watch;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node's own devices: what leads out of the node, and past the host's stack where that is wanted.
 
-use super::hooks::{Hook, attach, detach_filter};
+use super::hooks::{Hook, attach, detach_filter, drop_unused_qdisc};
 use super::rows::RowWriter;
 use super::sysctl::{SysctlError, Sysctls};
 use super::{Tables, host};
@@ -105,8 +105,8 @@ impl Devices {
             slots.remove(&key);
             rows.clear(&tables.endpoint, slot)?;
             if key.next_hop == NextHop::default() {
-                detach(fs, key.ifindex, Dir::Ingress)?;
-                detach(fs, key.ifindex, Dir::Egress)?;
+                let both = [Dir::Ingress, Dir::Egress];
+                detach(fs, netlink, key.ifindex, &both).await?;
             }
         }
         let way = if past_stack { EP_ROUTE } else { 0 } | if self.masquerade { EP_MASQUERADE } else { 0 };
@@ -140,12 +140,13 @@ impl Devices {
             tables.device.put(&device, &DeviceEntry { slot })?;
             ways.push((device.ifindex, row));
             // Nothing is marked for translation before something translates.
-            if self.masquerade {
-                hang(Dir::Egress, programs.to_netdev)?;
+            let mut taken = self.masquerade && hang(Dir::Egress, programs.to_netdev)?;
+            taken |= hang(Dir::Ingress, if past_stack { programs.from_netdev } else { programs.from_netdev_stack })?;
+            if taken {
+                drop_unused_qdisc(netlink, link.index).await?;
             }
-            hang(Dir::Ingress, if past_stack { programs.from_netdev } else { programs.from_netdev_stack })?;
             if !self.masquerade {
-                detach(fs, link.index, Dir::Egress)?;
+                detach(fs, netlink, link.index, &[Dir::Egress]).await?;
             }
         }
         // A next hop without a slot of its own is the kernel's to find, for each packet.
@@ -198,9 +199,15 @@ pub fn renew(tables: &Tables, rows: &RowWriter) -> Result<(), pilus_loader::Erro
     Ok(())
 }
 
-/// Takes our program, and nobody else's, from a device.
-fn detach(fs: &BpfFs, ifindex: u32, dir: Dir) -> Result<(), DeviceError> {
-    hook::detach_link(&pin(fs, ifindex, dir))?;
-    detach_filter(ifindex, dir)?;
+/// Takes our programs, and nobody else's, from a device.
+async fn detach(fs: &BpfFs, netlink: &Netlink, ifindex: u32, sides: &[Dir]) -> Result<(), DeviceError> {
+    let mut taken = false;
+    for dir in sides {
+        hook::detach_link(&pin(fs, ifindex, *dir))?;
+        taken |= detach_filter(ifindex, *dir)?;
+    }
+    if taken {
+        drop_unused_qdisc(netlink, ifindex).await?;
+    }
     Ok(())
 }

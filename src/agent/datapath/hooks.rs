@@ -5,6 +5,7 @@ use crate::options::AttachMode;
 use pilus_loader::Error;
 use pilus_loader::collection::Program;
 use pilus_loader::hook::{self, Dir, LinkUpdate};
+use pilus_loader::netlink::Netlink;
 use std::path::Path;
 
 /// What hangs on the node's devices, as the kernel cuts the names.
@@ -31,6 +32,14 @@ pub fn detach_filter(ifindex: u32, dir: Dir) -> Result<bool, Error> {
     if filter_is_ours(ifindex, dir)? == Some(true) { hook::detach_tc(ifindex, dir, false) } else { Ok(false) }
 }
 
+/// Takes the qdisc of one of the node's devices away, from which our filter was taken, unless others use it too.
+pub async fn drop_unused_qdisc(netlink: &Netlink, ifindex: u32) -> Result<(), Error> {
+    if netlink.clsact_used(ifindex).await? == Some(false) {
+        hook::remove_clsact(ifindex)?;
+    }
+    Ok(())
+}
+
 impl Hook<'_> {
     fn attach_filter(&self, program: &Program) -> Result<(), Error> {
         let Hook { ifindex, dir, .. } = *self;
@@ -43,13 +52,14 @@ impl Hook<'_> {
     }
 }
 
-/// Hangs a program on a device, or swaps it in place: there is no hurry that would ask for clsact first.
-pub fn attach(at: Hook<'_>, program: &Program, mode: AttachMode, tcx: bool) -> Result<(), Error> {
+/// Hangs a program on a device, or swaps it in place: there is no hurry that would ask for clsact first. Ok(true): a filter of
+/// ours was taken from a qdisc that others may use.
+pub fn attach(at: Hook<'_>, program: &Program, mode: AttachMode, tcx: bool) -> Result<bool, Error> {
     let Hook { pin, ifindex, dir, ours } = at;
     if let Some(link) = hook::link_info(pin)? {
         if link.ifindex == ifindex && mode != AttachMode::Tc {
             if link.prog_id == program.id || hook::update_link(pin, program)? == LinkUpdate::Updated {
-                return Ok(());
+                return Ok(false);
             }
         } else if link.ifindex == ifindex {
             at.attach_filter(program)?;
@@ -60,13 +70,12 @@ pub fn attach(at: Hook<'_>, program: &Program, mode: AttachMode, tcx: bool) -> R
         tokio::task::block_in_place(|| hook::attach_tcx(program, ifindex, dir, pin))?;
         if ours {
             hook::detach_tc(ifindex, dir, true)?;
-        } else {
-            detach_filter(ifindex, dir)?;
+            return Ok(false);
         }
-        return Ok(());
+        return detach_filter(ifindex, dir);
     }
     if hook::tc_info(ifindex, dir)? != Some(program.id) {
         at.attach_filter(program)?;
     }
-    Ok(())
+    Ok(false)
 }

@@ -247,3 +247,44 @@ fn an_unknown_device_is_refused() {
     assert_eq!(code, 2, "{errors}");
     assert!(errors.contains("device") && errors.contains("nosuch0"), "{errors}");
 }
+
+/// tc, which knows more kinds of filters than we do.
+#[expect(clippy::disallowed_methods, reason = "others' filters are made by another tool")]
+fn tc(node: &Node, args: &[&str]) {
+    let status = node.run(|| std::process::Command::new("tc").args(args).status().expect("tc"));
+    assert!(status.success(), "tc {args:?}");
+}
+
+/// Of the device's qdisc for filters, None if there is none: whether it has any.
+fn qdisc(node: &Node) -> Option<bool> {
+    node.run(|| {
+        crate::support::netlink(async |n| {
+            let index = n.link_by_name("eth0").await.expect("list").expect("eth0").index;
+            n.clsact_used(index).await.expect("qdisc")
+        })
+    })
+}
+
+/// The qdisc that our filters hang on goes with them, unless somebody else uses it.
+#[test]
+fn a_qdisc_goes_with_its_last_filter() {
+    let mut node = node("tc", &["--device", "eth0"]);
+    let _world = outside::connect(&node, 0, 1500, true).expect("world");
+    assert_eq!(qdisc(&node), None);
+    node.start_agent().expect("agent");
+    assert_eq!(qdisc(&node), Some(true));
+    tc(&node, &["filter", "add", "dev", "eth0", "egress", "prio", "7", "bpf", "bytecode", "1,6 0 0 4294967295,", "classid", "1:1"]);
+    let cleanup = |node: &Node| {
+        let (code, out, err) = node.pilus(&["cleanup", "--yes"]).expect("cleanup");
+        assert_eq!(code, 0, "{err}");
+        assert!(out.contains("removed filter of eth0"), "{out}");
+    };
+    cleanup(&node);
+    assert_eq!(qdisc(&node), Some(true), "another's filter");
+    node.kill_agent().expect("kill");
+    node.start_agent().expect("agent");
+    tc(&node, &["filter", "del", "dev", "eth0", "egress", "prio", "7"]);
+    assert_eq!(qdisc(&node), Some(true), "our own");
+    cleanup(&node);
+    assert_eq!(qdisc(&node), None);
+}
