@@ -167,7 +167,7 @@ impl Scenario {
     fn run(&self, world: &World<'_>, family: Family, flags: u32, drops: u32) -> Result<(), String> {
         world.reset(flags);
         world.report_drops(drops);
-        let traced = flags & EP_TRACE_ALL != 0;
+        let reports = Reports { traced: flags & EP_TRACE_ALL != 0, repeats: drops == 0 };
         let (mut dropped, mut told) = (0, 0);
         for (n, step) in self.steps.iter().enumerate() {
             match step {
@@ -177,7 +177,7 @@ impl Scenario {
                     let frame = World::frame(send.via, packet.clone());
                     let ctx = send.ifindex.map_or_else(|| World::context_of(send.via), World::context);
                     let outcome = world.run(world.entry(send.via), &ctx, &frame);
-                    let judged = send.judge(world, family, traced, drops > 0, &packet, &frame, &outcome);
+                    let judged = send.judge(world, family, reports, &packet, &frame, &outcome);
                     judged.map_err(|e| format!("step {n}: {e}\n      {outcome}"))?;
                     dropped += u64::from(matches!(send.want, Want::Drop(_)));
                     told += outcome.of_kind(EventKind::Drop).map(|e| u64::from(e.event.untold) + 1).sum::<u64>();
@@ -210,13 +210,19 @@ pub fn delivered(frame: &[u8], via: Who, to: Who) -> Vec<u8> {
     out
 }
 
+/// What is reported: every packet that passes (`traced`), every refusal that is repeated.
+#[derive(Clone, Copy)]
+struct Reports {
+    traced: bool,
+    repeats: bool,
+}
+
 impl Send {
     fn judge(
         &self,
         world: &World<'_>,
         family: Family,
-        traced: bool,
-        known: bool,
+        Reports { traced, repeats }: Reports,
         packet: &Packet,
         frame: &[u8],
         o: &Outcome,
@@ -231,7 +237,7 @@ impl Send {
                     expect("forwarded", o.packets(0), 0)?;
                 }
                 let reported = o.of_kind(EventKind::Drop).map(|e| e.event.reason).collect::<Vec<_>>();
-                if !known || !reported.is_empty() {
+                if repeats || !reported.is_empty() {
                     expect("drop events", reported, vec![reason.raw()])?;
                 }
             }
