@@ -11,7 +11,7 @@
 
 TABLE_stages;
 
-/* Ends the program: `stage` (STAGE_*) goes on, or drops and reports for `reason`. */
+/* Ends the program: `stage` (STAGE_*, a constant) goes on, or drops and reports for `reason`. */
 static __always_inline int go_stage(struct __sk_buff *ctx, __u32 stage, __u32 from, __u32 slot, __u32 reason)
 {
 	ctx->cb[CB_SLOT] = slot;
@@ -21,9 +21,7 @@ static __always_inline int go_stage(struct __sk_buff *ctx, __u32 stage, __u32 fr
 	return TC_ACT_SHOT;
 }
 
-/* The same for the slow path. A slot that is known beforehand has the kernel rewrite each such call when it is filled. */
 static __always_inline int go_slow(struct __sk_buff *ctx, __u32 from, __u32 slot, __u32 reason)
 {
-	/* No packet is that long. */
-	return go_stage(ctx, STAGE_SLOW + (ctx->len >> 31), from, slot, reason);
+	return go_stage(ctx, STAGE_SLOW, from, slot, reason);
 }

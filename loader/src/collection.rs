@@ -290,15 +290,13 @@ fn load_programs(fs: &BpfFs, elf: &[u8], options: &LoadOptions<'_>, wanted: impl
         builder.name(options.name)?.pin_root_path(fs.maps())?.open_memory(elf)
     });
     let mut object = opened.map_err(|e| load_error(options.name, errno(&e), &said))?;
-    // Two loads that both miss a map would both make it. Held from the look at the pins until they are made.
+    // Two loads that both miss a map would both make it. Held from a look at the pins that misses some until they are made.
     static MAKING_MAPS: Mutex<()> = Mutex::new(());
-    let guard = MAKING_MAPS.lock().unwrap_or_else(PoisonError::into_inner);
-    let all_pinned = fit_maps(fs, &mut object, options)?;
-    let _guard = if all_pinned {
-        // Loads go on side by side: it would live to the end of this function.
-        drop(guard);
+    let _guard = if fit_maps(fs, &mut object, options)? {
         None
     } else {
+        let guard = MAKING_MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        fit_maps(fs, &mut object, options)?;
         Some(guard)
     };
 

@@ -21,7 +21,7 @@ c_consts! {
 pub const STAGES_OF_SLOW: &[(u32, &str)] = &[(STAGE_SLOW, "slow_path"), (STAGE_NAT, "nat_path"), (STAGE_TRACE, "trace_path")];
 
 /// Those of them that are about as much work for the verifier as all others together: loaded beside them.
-pub const STAGES_APART: &[&str] = &["nat_path", "trace_path"];
+pub const STAGES_APART: &[&str] = &["nat_path"];
 
 c_consts! {
     /// Sizes and slots.

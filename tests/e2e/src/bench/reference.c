@@ -6,8 +6,9 @@
 #define PILUS_CONFIG "slow_config.h"
 #include "lib/config.h"
 #include "lib/events.h"
-#include "lib/ipcache.h"
-#include "lib/policy.h"
+
+TABLE_ipcache;
+TABLE_policy;
 
 enum {
 	REFERENCE_SLOT = 65535, /* the receiver's row, which no agent uses */
