@@ -160,9 +160,18 @@ fn packets_reach_the_other_end_and_come_back() {
         let host = container.pair(&nl, "plx1", "plxtmp1").await;
         ask(&container.configure("plxtmp1", "eth0")).unwrap();
         // We stand in for the program that answers for the gateway.
-        nl.add_address(host, "fe80::1".parse().unwrap(), 64, true).await.unwrap();
-        nl.add_address(host, "fd00:9::9".parse().unwrap(), 128, true).await.unwrap();
+        for (address, plen) in [("fe80::1", 64), ("fd00:9::9", 128)] {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            nl.add_address(host, address, plen, true).await.unwrap();
+            // The kernel puts it into use from a work queue, and forwards, that is drops, what comes for it before.
+            while !nl.routes(host).await.unwrap().iter().any(|r| r.dst == address && r.kind == libc::RTN_LOCAL) {
+                tokio::task::yield_now().await;
+            }
+        }
         nl.route_replace(&pilus_loader::netlink::RouteSpec::new("fd00::5".parse().unwrap(), 128, host)).await.unwrap();
+        // Our side was up before the other: the kernel notices its carrier late when it is busy, and drops what we answer
+        // meanwhile; asking makes it look.
+        nl.link_by_index(host).await.unwrap();
         let server = UdpSocket::bind("[fd00:9::9]:7").unwrap();
         server.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
         let client = thread::spawn(move || {
