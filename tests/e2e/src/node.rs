@@ -17,6 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How the agent is started.
 #[derive(Clone, Debug)]
@@ -52,6 +53,9 @@ pub struct Node {
 
 /// Longer than any request to the agent may take: what hangs is told, and does not hold up every other test.
 const FOREVER: Duration = Duration::from_secs(300);
+
+/// How often an agent that starts is asked whether it serves, unless it ends.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a program said when it ends. One that does not is killed.
 fn ended(child: Child, what: &str) -> Result<std::process::Output> {
@@ -202,6 +206,7 @@ impl Node {
     fn wait_ready(&mut self) -> Result<()> {
         let since = Instant::now();
         let client = self.client();
+        let mut child_ended = self.block_on(async { signal(SignalKind::child()) })?;
         loop {
             if let Some(status) = self.agent.as_mut().and_then(|a| a.try_wait().transpose()) {
                 self.agent = None;
@@ -212,7 +217,8 @@ impl Node {
             }
             // One that ends is seen above; in a virtual machine beside others it may take its time.
             ensure!(since.elapsed() < FOREVER, "the agent does not answer");
-            std::thread::yield_now();
+            // Asking all the time would take the processor that it starts on.
+            let _ = self.block_on(async { tokio::time::timeout(ASK_AGAIN, child_ended.recv()).await });
         }
     }
 
