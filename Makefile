@@ -73,10 +73,12 @@ FUZZ_SEED ?= $(shell date +%s)
 fuzz: deps ## Damaged packets and policies at length (FUZZ_ROUNDS), others each time (FUZZ_SEED)
 	PILUS_FUZZ_ROUNDS=$(FUZZ_ROUNDS) PILUS_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --no-fail-fast -- fuzz --nocapture
 
+# Here first: what is compiled for tests lies in the target directory then, where each machine finds it.
 .PHONY: test-kernels
-test-kernels: deps ## The kernel tests under Linux 6.1, 6.12 and 7 in virtual machines
+test-kernels: deps ## The kernel tests here and under Linux 6.1, 6.12 and 7 in virtual machines
 	mkdir -p $(TARGET)/kernels
 	scripts/test-binaries.sh $(KERNEL_TESTS) >$(TARGET)/kernels/tests
+	$(ROOT) scripts/run-tests.sh $(abspath $(TARGET))/kernels/tests $(KERNEL_TEST_ARGS)
 	scripts/test-kernels.sh scripts/run-tests.sh $(abspath $(TARGET))/kernels/tests $(KERNEL_TEST_ARGS)
 
 .PHONY: lint

@@ -14,11 +14,13 @@ while IFS=$'\t' read -r dir program; do
     name=${dir##*/}/${program##*/}
     name=${name%-*}
     echo "test program $name"
+    start=$SECONDS
     # Nothing of a test's output is lost: a skip is printed, not failed.
     if ! (cd "$dir" && CARGO_MANIFEST_DIR=$dir "$program" --show-output --color=never "$@" </dev/null) 2>&1 | tee -a "$log" |
-        grep -vE '^(running [0-9]+ tests?)?$'; then
+        grep --line-buffered -vE '^(running [0-9]+ tests?)?$'; then
         failed+=("$name")
     fi
+    echo "test program $name took $((SECONDS - start)) s"
 done <<<"$list"
 
 skipped=$(grep -c '^skipped: ' "$log")

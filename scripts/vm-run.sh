@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: vm-run.sh KERNEL_DIR [-m MiB] -- COMMAND [ARGUMENT…]
 # Boots the kernel unpacked in KERNEL_DIR and runs COMMAND there as root, in this very file system and directory. The guest
-# sees the host's files but writes to memory only. Exit status is that of COMMAND, 124 for a timeout, 125 if the guest died.
+# sees the host's files but writes to memory only, and finds PILUS_VM set. Exit status is that of COMMAND, 124 for a timeout, 125 if
+# the guest died.
 # PILUS_VM_TIMEOUT: seconds (300). PILUS_VM_MODULES: more kernel modules, separated by spaces.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -110,9 +111,10 @@ trap 'rm -rf "$share"' EXIT
     # The caller's settings that matter to what runs here.
     while IFS='=' read -r -d '' name value; do
         case $name in
-            PATH | HOME | LANG | PILUS_* | CARGO_* | RUST_* | RUST*) printf 'export %s=%q\n' "$name" "$value" ;;
+            PATH | LIBCLANG_PATH | HOME | LANG | PILUS_* | CARGO_* | RUST_* | RUST*) printf 'export %s=%q\n' "$name" "$value" ;;
         esac
     done < <(env -0)
+    echo 'export PILUS_VM=1'
     printf 'cd %q\n' "$PWD"
     printf '%q ' "$@"
     echo
@@ -131,9 +133,9 @@ boot() {
 
 status=0
 if [ "${PILUS_VM_ACCEL:-tcg}" = kvm ]; then
-    boot -accel kvm -cpu host | tr -d '\r' || status=$?
+    boot -accel kvm -cpu host | sed -u 's,\r$,,' || status=$?
 else
-    boot -accel tcg,thread=multi -cpu max | tr -d '\r' || status=$?
+    boot -accel tcg,thread=multi -cpu max | sed -u 's,\r$,,' || status=$?
 fi
 if [ -f "$share/status" ]; then
     exit "$(cat "$share/status")"

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::thread;
 
@@ -79,17 +80,26 @@ char _license[] SEC("license") = "GPL";
 #define PINNED __uint(pinning, 1)
 "#;
 
-/// Compiles a program.
+/// Compiles a program once, also for tests under another kernel, which see the same target directory.
 pub fn compile(source: &str) -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
+    let source = format!("{PRELUDE}{source}");
+    let mut hash = DefaultHasher::new();
+    source.hash(&mut hash);
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("loader-{:016x}.o", hash.finish()));
+    if let Ok(object) = std::fs::read(&kept) {
+        return object;
+    }
+    // Beside it, so that it comes to its place whole.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (file, object) = (dir.path().join("test.c"), dir.path().join("test.o"));
-    std::fs::write(&file, format!("{PRELUDE}{source}")).unwrap();
+    std::fs::write(&file, &source).unwrap();
     #[expect(clippy::disallowed_methods, reason = "a test compiles its own program")]
     let mut clang = std::process::Command::new("clang-19");
     // From a file, not from stdin, so that the verifier's log quotes the source.
     clang.args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-nostdinc", "-c"]).arg(&file).arg("-o").arg(&object);
     assert!(clang.status().expect("clang-19").success(), "clang refused:\n{source}");
-    std::fs::read(&object).unwrap()
+    std::fs::rename(&object, &kept).unwrap();
+    std::fs::read(&kept).unwrap()
 }
 
 /// A test object: counts, drops, jumps, reports.

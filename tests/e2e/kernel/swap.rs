@@ -79,14 +79,7 @@ fn a_restart_loses_nothing() {
     let server = node.add("server", &["app=server"]).expect("server");
     let client = node.add("client", &["app=client"]).expect("client");
     let traffic = ClosedLoop::start(&client, &server, Family::V6, 300_000).expect("traffic");
-    let mut restarts = 0;
-    while traffic.running().load(Ordering::Relaxed) || restarts < 3 {
-        node.kill_agent().expect("kill");
-        node.start_agent().expect("start");
-        restarts += 1;
-    }
-    let result = traffic.join();
-    println!("{restarts} restarts, {result:?}");
+    let result = traffic.join_under_restarts(&mut node, 3);
     assert_eq!(result.sent, result.received);
     let status = node.block_on(node.client().status()).expect("status");
     assert_eq!(status.objects.builds, 0, "nothing is compiled");

@@ -79,6 +79,19 @@ impl ClosedLoop {
         }
     }
 
+    /// Kills the agent and starts it again for as long as this traffic runs, and at least so often.
+    pub fn join_under_restarts(self, node: &mut Node, at_least: u32) -> Result {
+        let mut restarts = 0;
+        while restarts < at_least || self.running.load(Ordering::Relaxed) {
+            node.kill_agent().expect("kill");
+            node.start_agent().expect("start");
+            restarts += 1;
+        }
+        let result = self.join();
+        println!("{restarts} restarts, {result:?}");
+        result
+    }
+
     pub fn join(self) -> Result {
         let result = self.client.join().expect("client thread").expect("client");
         self.server.join().expect("server thread").expect("server");
