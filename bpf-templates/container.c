@@ -40,6 +40,8 @@ int from_container(struct __sk_buff *ctx)
 		bpf_tail_call(ctx, &receive, slot);
 		from = FROM_RECEIVE;
 		reason = DROP_MISSED_TAIL_CALL;
+	} else if (ret < 0) {
+		reason = (__u32)-ret;
 	} else if (ret != ACT_MISS) {
 		return ret;
 	}

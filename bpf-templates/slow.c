@@ -115,7 +115,6 @@ __noinline int from_container_stages(struct __sk_buff *ctx, struct packet *p, st
 /* As from_container_stages, for what the host's stack sends, or a device receives. */
 __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 from)
 {
-	struct ipcache_entry *src;
 	struct endpoint *dst;
 	int ret;
 
@@ -126,11 +125,7 @@ __noinline int from_host_stages(struct __sk_buff *ctx, struct packet *p, __u32 f
 	ret = parse_l3(ctx, p);
 	if (ret < 0)
 		return ret;
-	src = ipcache_find(p->saddr, p->family);
-	if (src) {
-		p->src_slot = src->slot;
-		p->src_id = src->identity;
-	}
+	sender_find(p);
 	/* Nobody but a container itself speaks with its address, nor from outside with the host's, or one of no use to answer. */
 	if (slot_is_container(p->src_slot) ||
 	    (from == FROM_NETDEV && (p->src_slot == SLOT_HOST || is_unroutable(p, 0))))
@@ -248,7 +243,7 @@ int slow_path(struct __sk_buff *ctx)
 		p.dst_slot = (__u16)slot;
 	else
 		p.src_slot = (__u16)slot;
-	ret = finish(ctx, &p, reason ? -(int)reason : stages_run(ctx, &p, from, slot));
+	ret = finish(ctx, &p, reason ? drop_known(ctx, &p, reason) : stages_run(ctx, &p, from, slot));
 	if (ret != ACT_RECEIVE)
 		return ret;
 	bpf_tail_call(ctx, &receive, ctx->cb[CB_SLOT]);
@@ -279,10 +274,14 @@ int nat_path(struct __sk_buff *ctx)
 			    .src_slot = SLOT_WORLD };
 	int ret = from == TO_NETDEV ? masquerade(ctx, &p) : unmasquerade(ctx, &p);
 
-	/* A translated packet comes as if it were new, to our programs or to the stack. */
-	if (ret == ACT_ANSWER || (ret == ACT_DECIDE && from == FROM_MASKED))
-		return go_slow(ctx, ret == ACT_ANSWER ? FROM_ANSWER : FROM_NETDEV, SLOT_WORLD, 0);
-	return ret < 0 ? finish(ctx, &p, ret) : TC_ACT_UNSPEC;
+	if (ret >= 0 && ret != ACT_ANSWER && (ret != ACT_DECIDE || from != FROM_MASKED))
+		return TC_ACT_UNSPEC;
+	/* A translated packet comes as if it were new, to our programs or to the stack. One that is dropped is reported there. */
+	return go_slow(ctx,
+		       ret == ACT_ANSWER ? FROM_ANSWER :
+		       from == TO_NETDEV ? FROM_CONTAINER :
+					   FROM_NETDEV,
+		       p.src_slot, ret < 0 ? (__u32)-ret : 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

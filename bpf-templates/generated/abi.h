@@ -76,6 +76,10 @@ enum {
 };
 
 enum {
+	DENIAL_ASIDE = 0x1,
+};
+
+enum {
 	DENIAL_NO_FLOW = 0x8000,
 };
 
@@ -339,7 +343,7 @@ struct denial {
 	__u32 untold; /* Drops since the last report. */
 	__u16 slot[2]; /* Of sender and receiver. */
 	__u16 rule[2]; /* Rule records that are asked, egress and ingress. */
-	__u16 what; /* What its packets have in common besides the key: ether type ^ FROM_* << 1. 0: unused. */
+	__u16 what; /* What its packets have in common besides the key: ether type ^ FROM_* << 1; and DENIAL_ASIDE. 0: unused. */
 	__u16 counter; /* Index of the counter: reason << 1 | direction; and DENIAL_NO_FLOW. */
 };
 _Static_assert(sizeof(struct denial) == 64, "denial");

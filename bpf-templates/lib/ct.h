@@ -38,8 +38,11 @@ static __always_inline __u32 flow_key4_make(struct flow_key4 *k, __be32 saddr, _
 /* What `a - b - less` borrows from the digit above. */
 static __always_inline __u64 flow_borrow(__u64 a, __u64 b, __u64 less)
 {
-	__u64 ret = ((~a & b) | (~(a ^ b) & (a - b - less))) >> 63;
+	__u64 ret;
 
+	/* What is known of ports would make it a branch. */
+	OPAQUE(a);
+	ret = ((~a & b) | (~(a ^ b) & (a - b - less))) >> 63;
 	OPAQUE(ret);
 	return ret;
 }

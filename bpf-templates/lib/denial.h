@@ -3,8 +3,9 @@
  * Refusals of packets without a flow: the fast path repeats what is known before it looks for a flow, counts what the slow
  * path would count, and reports nothing. After `reporting.drops` jiffies a packet goes the long way again, is judged anew, and
  * reported with the number of those before it. A refusal also ends when an epoch moves, and when any flow is opened that has
- * its place. Places follow from a hash: who knows it can take one, but nothing is refused without a full comparison. Each
- * processor has its own denials, so nobody reads what another writes.
+ * its place; it is set aside when such a packet passes, for only then is its flow looked for without being judged. Places
+ * follow from a hash: who knows it can take one, but nothing is refused without a full comparison. Each processor has its own
+ * denials, so nobody reads what another writes.
  */
 #pragma once
 #include "endpoint.h"
@@ -112,20 +113,17 @@ static __always_inline int denial_holds(struct __sk_buff *ctx, struct denial *d,
 	return 1;
 }
 
-/* The same for senders that are no containers: a function, so that the verifier looks at it once. */
-__noinline int denial_holds_outside(struct __sk_buff *ctx, struct denial *d, __u32 place, __u32 from)
+/* The refusal of packets like this one, if there is one: `place` is theirs. `src`, `slot`, `from`: as fast_path. */
+static __always_inline struct denial *denial_find(struct __sk_buff *ctx, const struct denial_key *key,
+						  struct endpoint *src, __u32 slot, __u32 from, __u32 *place)
 {
-	return d ? denial_holds(ctx, d, 0, place, from) : 0;
-}
-
-/* Whether a packet is known to be refused; then it is counted. `src`, `slot`, `from`: as fast_path. */
-static __always_inline int denial_of(struct __sk_buff *ctx, const struct denial_key *key, struct endpoint *src,
-				     __u32 slot, __u32 from)
-{
-	__u32 place = denial_place(key), at = denial_at(place, key);
-	struct denial *d = bpf_map_lookup_elem(&denial, &at);
+	__u32 at;
+	struct denial *d;
 	__u64 differs;
 
+	*place = denial_place(key);
+	at = denial_at(*place, key);
+	d = bpf_map_lookup_elem(&denial, &at);
 	if (!d)
 		return 0;
 	differs = denial_differs(d, key, denial_what(ctx, from));
@@ -133,7 +131,5 @@ static __always_inline int denial_of(struct __sk_buff *ctx, const struct denial_
 	if (src)
 		differs |= slot ^ d->slot[0];
 	OPAQUE(differs);
-	if (differs)
-		return 0;
-	return src ? denial_holds(ctx, d, src, place, from) : denial_holds_outside(ctx, d, place, from);
+	return differs ? 0 : d;
 }

@@ -17,19 +17,20 @@ enum {
 	NO_PORTS = 1 << 20, /* longer than any packet */
 };
 
-/* What fast_deliver is told, by bits. */
+/* What the families' parts return, or ACT_MISS. */
 enum {
-	FAST_FROM = 0xff,
-	FAST_SIDE = 8,
-	FAST_TRACE = 9,
+	FAST_FLOW = 1,
+	FAST_KNOWN, /* a refusal */
 };
 
-/* What a packet's flow entry leads to. */
+/* Where a packet goes, or its refusal. The flow's entry is none of it: what follows is the same for both families. */
 struct fast_way {
-	struct flow *h;
 	struct endpoint *dst;
-	__u32 side;  /* the sender's */
-	__u32 trace; /* 1: a report is wanted */
+	__u32 slot;  /* the receiver's */
+	__u32 trace; /* bit 0: a report is wanted */
+	__u32 mark;  /* for the packet */
+	__u32 place; /* of the denial */
+	struct denial *denial;
 };
 
 /*
@@ -66,7 +67,9 @@ static __always_inline int flow_usable(struct flow *h, struct endpoint *src, __u
 		return 0;
 	flags = (src->flags | dst->flags) & (EP_TRACE_ALL | EP_TRACE_FLOW | EP_REMOTE | slow);
 	fresh = h->last ^ now;
-	stale = (fresh >> FLOW_ROUTED) * (dst->flags / EP_ROUTE & 1);
+	stale = dst->flags / EP_ROUTE & 1;
+	OPAQUE(stale);
+	stale *= fresh >> FLOW_ROUTED;
 	OPAQUE(stale);
 	if ((flags & (EP_REMOTE | slow)) | stale)
 		return 0;
@@ -75,10 +78,8 @@ static __always_inline int flow_usable(struct flow *h, struct endpoint *src, __u
 	OPAQUE(fresh);
 	flags = flags / EP_TRACE_ALL | (flags / EP_TRACE_FLOW & fresh);
 	OPAQUE(flags);
-	way->h = h;
 	way->dst = dst;
-	way->side = side;
-	way->trace = flags & 1;
+	way->trace = flags;
 	return 1;
 }
 
@@ -94,34 +95,21 @@ static __always_inline int fast_too_big(struct __sk_buff *ctx, const struct endp
 	return (int)((whole & (segments | one)) >> 31);
 }
 
-/*
- * Sends a packet on its way. `how`: FROM_*, and by bits the sender's side and whether a report is wanted. One copy for both
- * families; a function of its own would be less to verify, but takes 1 % more of each packet's time.
- */
-static __always_inline int fast_deliver(struct __sk_buff *ctx, struct flow *h, struct endpoint *dst, __u32 how)
+/* The packet goes on as its entry says: it is counted there, and what a report tells of the entry is written down. */
+static __always_inline void fast_take(struct __sk_buff *ctx, struct flow *h, __u32 side, int from, struct fast_way *way)
 {
-	__u32 len = ctx->len, side = how >> FAST_SIDE & 1, from = how & FAST_FROM, last, nth, to;
-	int ret;
-
-	last = READ_ONCE(h->last);
-	nth = READ_ONCE(h->packets[side]);
-	to = flow_to(h, side);
-	/* 1 but for FROM_HOST. */
-	ret = deliver(ctx, dst, to, ((from ^ FROM_HOST) + 1) >> 1);
-	if (ret < 0)
-		return ACT_MISS;
-	flow_account(h, side, len);
-	metrics_count(0, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, len);
-	if (CONFIG_EVENTS && how >> FAST_TRACE & 1) {
+	way->slot = flow_to(h, side);
+	if (from == FROM_CONTAINER)
+		way->mark = (h->flags & FLOW_MASQUERADE) / FLOW_MASQUERADE * MARK_MASQUERADE;
+	if (CONFIG_EVENTS && way->trace & 1) {
 		/* FLOW_OPENER_B is bit 0: the packet goes to the opener if its sender is the other side. */
 		ctx->cb[CB_FROM] = ((READ_ONCE(h->flags) ^ side) & FLOW_OPENER_B) << TRACE_CB_REPLY |
-				   ((__u32)ret >> 8) << TRACE_CB_RECEIVE | (from == FROM_CONTAINER) << TRACE_CB_EGRESS |
+				   (from == FROM_CONTAINER) << TRACE_CB_EGRESS |
 				   (__u32)flow_from(h, side) << TRACE_CB_SLOT;
-		ctx->cb[CB_SLOT] = to;
-		ctx->cb[CB_LAST] = last;
-		ctx->cb[CB_NTH] = nth;
+		ctx->cb[CB_LAST] = READ_ONCE(h->last);
+		ctx->cb[CB_NTH] = READ_ONCE(h->packets[side]);
 	}
-	return ret;
+	flow_account(h, side, ctx->len);
 }
 
 /* Ports of the packets that need no slow path; returns the header's length or NO_PORTS. `l4` points behind the IP header. */
@@ -149,7 +137,7 @@ static __always_inline __u32 fast_ports(void *l4, void *end, __u8 proto, __be16 
 	return NO_PORTS;
 }
 
-/* 1: the packet may go on, and how; else ACT_MISS, or TC_ACT_SHOT if it is known to be refused. */
+/* FAST_*, and the way; or ACT_MISS. */
 static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from,
 				      struct fast_way *way)
 {
@@ -174,13 +162,15 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	known.words[2] = ip->daddr;
 	known.words[4] = sport | (__u32)dport << 16 | (__u64)ip->protocol << 32;
 	side = flow_key4_make(&key, ip->saddr, ip->daddr, sport, dport, ip->protocol);
-	if (denial_of(ctx, &known, src, slot, (__u32)from))
-		return TC_ACT_SHOT;
+	way->denial = denial_find(ctx, &known, src, slot, (__u32)from, &way->place);
+	if (way->denial)
+		return FAST_KNOWN;
 	f = bpf_map_lookup_elem(&flow4, &key);
 	if (!f || !flow_usable(&f->h, src, slot, side, from, EP_NAT46, way) ||
 	    fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
-	return 1;
+	fast_take(ctx, &f->h, side, from, way);
+	return FAST_FLOW;
 }
 
 static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from,
@@ -208,8 +198,9 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	for (i = 0; i < 4; i++)
 		known.words[i] = ((__u64 *)ip->saddr)[i];
 	known.words[4] = sport | (__u32)dport << 16 | (__u64)ip->nexthdr << 32;
-	if (denial_of(ctx, &known, src, slot, (__u32)from))
-		return TC_ACT_SHOT;
+	way->denial = denial_find(ctx, &known, src, slot, (__u32)from, &way->place);
+	if (way->denial)
+		return FAST_KNOWN;
 	/* Anew, so that the verifier has nothing to compare across all that. */
 	ip = CTXP(ctx, data) + ETH_HLEN;
 	if ((void *)(ip + 1) > CTXP(ctx, data_end))
@@ -218,9 +209,11 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	f = bpf_map_lookup_elem(&flow6, &key);
 	if (!f || !flow_usable(&f->h, src, slot, side, from, 0, way) || fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
-	return 1;
+	fast_take(ctx, &f->h, side, from, way);
+	return FAST_FLOW;
 }
 
+/* What became of the packet: a TC action, ACT_RECEIVE, ACT_MISS, or -DROP_* of a delivery that failed. */
 static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src, __u32 slot, int from)
 {
 	struct fast_way way = {};
@@ -234,13 +227,21 @@ static __always_inline int fast_path(struct __sk_buff *ctx, struct endpoint *src
 		ret = fast_from6(ctx, src, slot, from, &way);
 	else
 		return ACT_MISS;
-	if (ret != 1)
-		return ret;
+	if (ret == FAST_KNOWN)
+		return denial_holds(ctx, way.denial, src, way.place, (__u32)from) ? TC_ACT_SHOT : ACT_MISS;
+	if (ret != FAST_FLOW)
+		return ACT_MISS;
 	if (from == FROM_CONTAINER)
-		ctx->mark |= (way.h->flags & FLOW_MASQUERADE) / FLOW_MASQUERADE * MARK_MASQUERADE;
-	ret = fast_deliver(ctx, way.h, way.dst, (__u32)from | way.side << FAST_SIDE | way.trace << FAST_TRACE);
-	if (!CONFIG_EVENTS || !way.trace || ret == ACT_MISS)
+		ctx->mark |= way.mark;
+	/* 1 but for FROM_HOST. */
+	ret = deliver(ctx, way.dst, way.slot, (((__u32)from ^ FROM_HOST) + 1) >> 1);
+	if (ret < 0)
 		return ret;
+	metrics_count(0, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, ctx->len);
+	if (!CONFIG_EVENTS || !(way.trace & 1))
+		return ret;
+	ctx->cb[CB_SLOT] = way.slot;
+	ctx->cb[CB_FROM] |= ((__u32)ret >> 8) << TRACE_CB_RECEIVE;
 	bpf_tail_call(ctx, &stages, STAGE_TRACE);
 	metrics_count(REASON_EVENT_LOST, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, ctx->len);
 	return ret;

@@ -106,6 +106,19 @@ __noinline int resolve(struct __sk_buff *ctx, struct packet *p)
 	return 0;
 }
 
+/* Who sends, by the address: p->src_slot and p->src_id. */
+__noinline int sender_find(struct packet *p)
+{
+	struct ipcache_entry *e;
+
+	if (!p)
+		return 0;
+	e = ipcache_find(p->saddr, p->family);
+	p->src_slot = e ? e->slot : SLOT_WORLD;
+	p->src_id = e ? e->identity : ID_WORLD;
+	return 0;
+}
+
 /* Whether a flow that this packet opens leaves under the node's address. */
 __noinline int is_masked(struct packet *p)
 {
@@ -154,7 +167,7 @@ __noinline int flow_open(struct __sk_buff *ctx, struct packet *p, __u32 epoch, _
 
 /*
  * Has the fast path refuse packets like this one, which has no flow and may not open one. Those that it has refused so, and
- * not reported, are p->untold from now on.
+ * not reported, are p->untold from now on. `reason` 0: it passes, and the fast path is to look for its flow.
  */
 __noinline int denial_note(struct __sk_buff *ctx, struct packet *p, __u32 reason, __u32 epoch)
 {
@@ -173,7 +186,11 @@ __noinline int denial_note(struct __sk_buff *ctx, struct packet *p, __u32 reason
 	r = bpf_map_lookup_elem(&reporting, &zero);
 	if (!d || !r)
 		return 0;
-	other = denial_nonzero(denial_differs(d, &k, what));
+	other = denial_nonzero(denial_differs(d, &k, what | (d->what & DENIAL_ASIDE)));
+	if (!reason) {
+		d->what |= (__u16)((1 - other) * DENIAL_ASIDE);
+		return 0;
+	}
 	/* Another's place is taken when its time is over, or nothing is lost by it. */
 	keep = other & denial_nonzero(d->untold) & ~denial_nonzero(denial_is_over(d));
 	OPAQUE(keep);
@@ -262,6 +279,7 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 {
 	struct endpoint *src, *dst;
 	__u32 epoch;
+	int ret;
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
@@ -280,7 +298,10 @@ __noinline int flow_decide(struct __sk_buff *ctx, struct packet *p)
 
 	/* Before anybody looks for its entry. */
 	p->opened = opened_count(p, 0);
-	return flow_go(ctx, p, flow_find(p), epoch);
+	ret = flow_go(ctx, p, flow_find(p), epoch);
+	if (ret >= 0)
+		denial_note(ctx, p, 0, epoch);
+	return ret;
 }
 
 /* A container's identity is its row's, everybody else's that of the address: the sender's, or the receiver's (`dst`). */
@@ -454,6 +475,28 @@ __noinline int parse_l3(struct __sk_buff *ctx, struct packet *p)
 	if (ctx->protocol == bpf_htons(ETH_P_IPV6))
 		return parse_ipv6(ctx, p);
 	return -DROP_UNSUPPORTED_L3;
+}
+
+/* A packet that is dropped for `reason`, and that nobody has read: what its report can tell is found out. Returns -DROP_*. */
+__noinline int drop_known(struct __sk_buff *ctx, struct packet *p, __u32 reason)
+{
+	__u16 to;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	/* Of that reason may be what holds something else than it says. */
+	if (reason != DROP_UNSUPPORTED_L3 && parse_l3(ctx, p) >= 0) {
+		if (slot_is_container(p->src_slot))
+			p->src_id = identity_of(p, endpoint_row(p->src_slot), 0);
+		else
+			sender_find(p);
+		to = p->dst_slot;
+		resolve(ctx, p);
+		/* Who was to receive it is known better where it is known. */
+		if (slot_is_container(to))
+			p->dst_slot = to;
+	}
+	return -(int)reason;
 }
 
 /* Bytes from the IP header on of the largest packet that this becomes. */

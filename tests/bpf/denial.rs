@@ -204,6 +204,35 @@ fn a_flow_goes_before() {
     });
 }
 
+/// What was refused before its flow was there is carried by the fast path once it is, and nobody forgets what is to be told.
+#[test]
+fn a_flow_is_not_slow_for_having_been_refused() {
+    each_build(|w| {
+        for f in Family::BOTH.iter().copied() {
+            reset(w, LONG);
+            w.change(B, |row| row.policy_out = POLICY_OPEN);
+            w.change(A, |row| row.policy_in = POLICY_OPEN);
+            for n in 0..3 {
+                dropped(w, A, udp(f), PolicyDenied, if n == 0 { &[0] } else { &[] }, "refused");
+            }
+            passes(w, B, f.ip(B, A).udp(54, 5), "opens the flow");
+            passes(w, A, udp(f), "its first answer");
+            let aside = |w: &World<'_>| w.denials().values().flatten().map(|d| d.what & DENIAL_ASIDE).collect::<Vec<_>>();
+            assert_eq!((aside(w), w.untold()), (vec![DENIAL_ASIDE], 2));
+            // The slow path would ask who has the receiver's address, and find nobody.
+            w.withdraw(B.ip(f));
+            let o = w.send(A, udp(f));
+            assert_eq!((o.retval, &o.out[..6]), (TC_ACT_REDIRECT, &B.mac()[..]), "{o}");
+            // Without its flow it is refused as before.
+            assert!(w.edit_flow(&udp(f), |_| None));
+            w.announce(B.ip(f), B.identity(), B.slot());
+            dropped(w, A, udp(f), PolicyDenied, &[2], "without its flow");
+            assert_eq!((aside(w), w.untold()), (vec![0], 0));
+            dropped(w, A, udp(f), PolicyDenied, &[], "again");
+        }
+    });
+}
+
 /// Another's source address, or the host's from outside, is refused for that; and nobody else's refusal is anybody's.
 #[test]
 fn who_sends_is_compared() {

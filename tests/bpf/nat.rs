@@ -316,13 +316,12 @@ fn what_cannot_leave_is_dropped() {
     each(|world, f| {
         let dropped = |o: Outcome, why: DropReason| {
             assert_eq!((o.retval, o.drops()), (TC_ACT_SHOT, vec![why]), "{f:?} {o}");
-            o
+            let seen = o.events.last().unwrap_or_else(|| panic!("no event: {o}")).event;
+            assert_eq!((u32::from(seen.src_slot), seen.src_id, seen.dst_id), (A.slot(), A.identity(), Outside.identity()), "{o}");
         };
         // No ports, or a checksum that only the whole packet gives.
         for packet in [f.ip(A, Outside).raw_l4(GRE, &[0; 8]), f.ip(A, Outside).sctp(5, 99), f.ip(A, Outside).icmp(42, 0, [0; 4])] {
-            let o = dropped(leave(world, A, packet), NatUnsupported);
-            let seen = o.events.first().unwrap_or_else(|| panic!("no event: {o}")).event;
-            assert_eq!((u32::from(seen.src_slot), seen.src_id, seen.dst_id), (A.slot(), A.identity(), Outside.identity()));
+            dropped(leave(world, A, packet), NatUnsupported);
         }
         // The flow went between the container and the device.
         let packet = f.ip(A, Outside).udp(1, 53);

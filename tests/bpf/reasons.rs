@@ -4,10 +4,14 @@
 use pilus_codegen::{Build, Features, NodeConfig, Templates};
 use pilus_loader::stages::Stages;
 use pilus_model::abi::DropReason::{self, *};
+use pilus_model::abi::EP_DROPS;
 use pilus_tests::objects::{compile, load, tree};
+use pilus_tests::outcome::{Outcome, TC_ACT_REDIRECT, TC_ACT_SHOT};
+use pilus_tests::packet::Packet;
 use pilus_tests::sandbox::Sandbox;
 use pilus_tests::scenario::Scenario;
-use pilus_tests::world::Family;
+use pilus_tests::wire::UDP;
+use pilus_tests::world::Family::{self, V4};
 use pilus_tests::world::Who::{A, B};
 use pilus_tests::world::World;
 use std::collections::BTreeSet;
@@ -88,20 +92,42 @@ fn a_custom_program_drops() {
             load(sandbox, &stages, &slow, "slow");
             let object = load(sandbox, &stages, &elf, "container");
             let program = object.programs.iter().find(|p| p.name == "from_container").unwrap();
+            let run = |packet: Packet| {
+                let frame = World::frame(A, packet);
+                (world.run(program, &World::context_of(A), &frame), frame.len())
+            };
+            // On either side the report tells of whom it is.
+            let told = |o: &Outcome| {
+                let e = o.events[0].event;
+                let ends = (u32::from(e.src_slot), e.src_id, u32::from(e.dst_slot), e.dst_id);
+                assert_eq!(ends, (A.slot(), A.identity(), B.slot(), B.identity()), "{o}");
+                assert_eq!((e.proto, e.dport, o.events.len()), (UDP, 53, 1), "{o}");
+            };
+            world.reset(EP_DROPS);
             for family in Family::BOTH {
                 for (len, wanted) in [(0, vec![]), (20, vec![Custom]), (80, vec![Custom])] {
-                    let frame = World::frame(A, family.ip(A, B).udp(1, 53).filled(len));
+                    let (o, frame) = run(family.ip(A, B).udp(1, 53).filled(len));
                     // An IPv6 frame without payload is 62 bytes long already.
-                    let wanted = if frame.len() < 60 {
-                        vec![]
-                    } else if frame.len() == 62 {
-                        vec![Custom]
-                    } else {
-                        wanted
-                    };
-                    let o = world.run(program, &World::context_of(A), &frame);
-                    assert_eq!(o.drops(), wanted, "-{refusal}, {} bytes: {o}", frame.len());
+                    let wanted = if frame == 62 { vec![Custom] } else { wanted };
+                    assert_eq!(o.drops(), wanted, "-{refusal}, {frame} bytes: {o}");
+                    wanted.iter().for_each(|_| told(&o));
                 }
+            }
+            // Nor does the fast path let through what the receiver's side refuses. What is judged counts as the flow's, as ever.
+            world.reset(EP_DROPS);
+            let packet = |len| V4.ip(A, B).udp(1, 53).filled(len);
+            assert_eq!(run(packet(0)).0.retval, TC_ACT_REDIRECT);
+            assert_eq!(world.send(B, V4.ip(B, A).udp(53, 1)).retval, TC_ACT_REDIRECT);
+            for n in 2..5 {
+                let (o, _) = run(packet(20));
+                assert_eq!((o.retval, o.drops(), o.packets(Custom.raw())), (TC_ACT_SHOT, vec![Custom], 1), "{o}");
+                told(&o);
+                let mut packets = 0;
+                assert!(world.edit_flow(&packet(0), |h| {
+                    packets = h.packets.iter().sum();
+                    Some(h)
+                }));
+                assert_eq!(packets, 1 + n);
             }
         });
     }

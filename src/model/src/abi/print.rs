@@ -47,7 +47,9 @@ fn structure<T: CStruct>(out: &mut String) {
 pub fn abi_h() -> String {
     let mut out = String::from(HEAD);
     out.push_str("#pragma once\n#include <linux/types.h>\n\n");
-    for list in [LIMITS, STAGES, ENDPOINT_FLAGS, FLOW_FLAGS, RULE_FLAGS, DENIAL_COUNTER, MARKS, IPCACHE_FLAGS, DIRECTIONS, EVENT_FLAGS] {
+    for list in
+        [LIMITS, STAGES, ENDPOINT_FLAGS, FLOW_FLAGS, RULE_FLAGS, DENIAL_WHAT, DENIAL_COUNTER, MARKS, IPCACHE_FLAGS, DIRECTIONS, EVENT_FLAGS]
+    {
         constants(&mut out, list);
     }
     for e in

@@ -154,6 +154,14 @@ c_consts! {
 }
 
 c_consts! {
+    /// `what` of a known denial, besides what its packets have in common.
+    DENIAL_WHAT: u16 {
+        /// Such a packet has passed since: the fast path looks for its flow again. Drops that nobody was told of are kept.
+        DENIAL_ASIDE = 1;
+    }
+}
+
+c_consts! {
     /// `counter` of a known denial, besides the index.
     DENIAL_COUNTER: u16 {
         /// Its packets are counted for having no flow too.
@@ -404,7 +412,7 @@ c_struct! {
         slot: [u16; 2],
         /// Rule records that are asked, egress and ingress.
         rule: [u16; 2],
-        /// What its packets have in common besides the key: ether type ^ FROM_* << 1. 0: unused.
+        /// What its packets have in common besides the key: ether type ^ FROM_* << 1; and DENIAL_ASIDE. 0: unused.
         what: u16,
         /// Index of the counter: reason << 1 | direction; and DENIAL_NO_FLOW.
         counter: u16,
