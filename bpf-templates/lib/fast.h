@@ -194,6 +194,10 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	hlen = fast_ports(ip + 1, end, ip->nexthdr, &sport, &dport);
 	if (hlen > bpf_ntohs(ip->payload_len))
 		return ACT_MISS;
+	/* Anew: how much of the packet is known to be there differs by protocol, and the verifier would go on twice. */
+	ip = CTXP(ctx, data) + ETH_HLEN;
+	if ((void *)(ip + 1) > CTXP(ctx, data_end))
+		return ACT_MISS;
 #pragma unroll
 	for (i = 0; i < 4; i++)
 		known.words[i] = ((__u64 *)ip->saddr)[i];
@@ -201,10 +205,6 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	way->denial = denial_find(ctx, &known, src, slot, (__u32)from, &way->place);
 	if (way->denial)
 		return FAST_KNOWN;
-	/* Anew, so that the verifier has nothing to compare across all that. */
-	ip = CTXP(ctx, data) + ETH_HLEN;
-	if ((void *)(ip + 1) > CTXP(ctx, data_end))
-		return ACT_MISS;
 	side = flow_key6_make(&key, ip->saddr, ip->daddr, sport, dport, ip->nexthdr);
 	f = bpf_map_lookup_elem(&flow6, &key);
 	if (!f || !flow_usable(&f->h, src, slot, side, from, 0, way) || fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))

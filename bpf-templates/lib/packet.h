@@ -44,11 +44,12 @@ enum {
 
 /* __sk_buff.cb: what a tail call hands over. */
 enum {
-	CB_SLOT = 0, /* slot of the receiver; for the slow path that of the sending container */
-	CB_HOP = 1,  /* the packet is routed, so its hop count goes down */
-	CB_MTU = 1,  /* FROM_ANSWER: what the packet is too big for, or 0: its hops ran out */
-	CB_FROM = 2, /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; for a report: TRACE_CB_* */
-	CB_LAST = 3, /* for a report: jiffies and number of its flow's packet before it */
+	CB_SLOT = 0,  /* slot of the receiver; for the slow path that of the sending container */
+	CB_HOP = 1,   /* the packet is routed, so its hop count goes down */
+	CB_MTU = 1,   /* FROM_ANSWER: what the packet is too big for, or 0: its hops ran out */
+	CB_FROM = 2,  /* for the slow path: FROM_*, and << 8 the reason to drop, or 0; for a report: TRACE_CB_* */
+	CB_STAGE = 3, /* on the way to a stage: its slot */
+	CB_LAST = 3,  /* for a report: jiffies and number of its flow's packet before it */
 	CB_NTH = 4,
 };
 

@@ -11,12 +11,17 @@
 
 TABLE_stages;
 
-/* Ends the program: `stage` (STAGE_*, a constant) goes on, or drops and reports for `reason`. */
+/*
+ * Ends the program: `stage` (STAGE_*) goes on, or drops and reports for `reason`. The stage is read back from memory: one that
+ * the verifier knows becomes a jump that the kernel patches when its slot is filled, with all processors stopping three times
+ * for each place. A twentieth of what a set takes to load, for what a look into the table costs a packet: some nanoseconds.
+ */
 static __always_inline int go_stage(struct __sk_buff *ctx, __u32 stage, __u32 from, __u32 slot, __u32 reason)
 {
 	ctx->cb[CB_SLOT] = slot;
 	ctx->cb[CB_FROM] = from | (reason & 0xff) << 8;
-	bpf_tail_call(ctx, &stages, stage);
+	WRITE_ONCE(ctx->cb[CB_STAGE], stage);
+	bpf_tail_call(ctx, &stages, READ_ONCE(ctx->cb[CB_STAGE]));
 	metrics_count(DROP_MISSED_TAIL_CALL, from == FROM_CONTAINER ? DIR_EGRESS : DIR_INGRESS, ctx->len);
 	return TC_ACT_SHOT;
 }
