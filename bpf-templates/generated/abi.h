@@ -226,7 +226,7 @@ _Static_assert(sizeof(((struct endpoint *)0)->id) == 2, "endpoint.id size");
 _Static_assert(__builtin_offsetof(struct endpoint, mtu) == 62, "endpoint.mtu");
 _Static_assert(sizeof(((struct endpoint *)0)->mtu) == 2, "endpoint.mtu size");
 
-/* Key of an IPv4 flow, sorted by (address, port): one entry for both directions. */
+/* Key of an IPv4 flow, sorted by (address, port) as they stand in memory: one entry for both directions. */
 struct flow_key4 {
 	__be32 a;
 	__be32 b;
@@ -252,7 +252,7 @@ _Static_assert(sizeof(((struct flow_key4 *)0)->zone) == 1, "flow_key4.zone size"
 _Static_assert(__builtin_offsetof(struct flow_key4, pad) == 14, "flow_key4.pad");
 _Static_assert(sizeof(((struct flow_key4 *)0)->pad) == 2, "flow_key4.pad size");
 
-/* Key of an IPv6 flow, as [`FlowKey4`]. */
+/* Key of an IPv6 flow, as [`FlowKey4`]; an address counts as two words of 64 bits. */
 struct flow_key6 {
 	__be32 a[4];
 	__be32 b[4];

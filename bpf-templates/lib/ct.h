@@ -47,40 +47,33 @@ static __always_inline __u64 flow_borrow(__u64 a, __u64 b, __u64 less)
 	return ret;
 }
 
-/* Two words as one digit. */
-static __always_inline __u64 flow_pair(const __be32 *words)
-{
-	return (__u64)words[0] << 32 | words[1];
-}
-
+/* By (address, port) as well, the address as two words of 64 bits. */
 static __always_inline __u32 flow_key6_make(struct flow_key6 *k, const __be32 *saddr, const __be32 *daddr, __be16 sport,
 					    __be16 dport, __u8 proto)
 {
-	__u32 mask, swap;
-	__u64 side;
+	__u64 src[2], dst[2], side, mask, swap;
+	__u32 ports;
 	int i;
 
-	__builtin_memcpy(k->a, saddr, 16);
-	__builtin_memcpy(k->b, daddr, 16);
-	k->ap = sport;
-	k->bp = dport;
+	__builtin_memcpy(src, saddr, 16);
+	__builtin_memcpy(dst, daddr, 16);
+	side = flow_borrow(dst[1], src[1], flow_borrow(dport, sport, 0));
+	side = flow_borrow(dst[0], src[0], side);
+	mask = 0 - side;
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		swap = (src[i] ^ dst[i]) & mask;
+		src[i] ^= swap;
+		dst[i] ^= swap;
+	}
+	__builtin_memcpy(k->a, src, 16);
+	__builtin_memcpy(k->b, dst, 16);
+	ports = (sport ^ dport) & (__u32)mask;
+	k->ap = (__be16)(sport ^ ports);
+	k->bp = (__be16)(dport ^ ports);
 	k->proto = proto;
 	k->zone = 0;
 	k->pad = 0;
-	/* In the key and not in registers, of which there are too few. */
-	asm volatile("" : : "r"(k) : "memory");
-	side = flow_borrow(flow_pair(k->b + 2), flow_pair(k->a + 2), flow_borrow(k->bp, k->ap, 0));
-	side = flow_borrow(flow_pair(k->b), flow_pair(k->a), side);
-	mask = 0 - (__u32)side;
-#pragma unroll
-	for (i = 0; i < 4; i++) {
-		swap = (k->a[i] ^ k->b[i]) & mask;
-		k->a[i] ^= swap;
-		k->b[i] ^= swap;
-	}
-	swap = (k->ap ^ k->bp) & mask;
-	k->ap ^= swap;
-	k->bp ^= swap;
 	return (__u32)side;
 }
 

@@ -4,11 +4,13 @@
 use pilus_model::abi::DropReason::*;
 use pilus_model::abi::FlowState::{Established, New, Reopened, Reply};
 use pilus_model::abi::*;
+use pilus_tests::outcome::TC_ACT_REDIRECT;
 use pilus_tests::packet::Packet;
 use pilus_tests::scenario::*;
 use pilus_tests::wire::{self, ACK, FIN, RST, SYN};
-use pilus_tests::world::Family;
 use pilus_tests::world::Who::{A, B, C, Host, World};
+use pilus_tests::world::{Family, words};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A's request to B and B's answer.
 pub fn there(flags: u8) -> impl Fn(Family) -> Packet {
@@ -409,4 +411,41 @@ pub fn table() -> Vec<Scenario> {
 #[test]
 fn flows() {
     run(table);
+}
+
+/// Whatever the addresses, both ends find one entry, and it has the key that user space would make.
+#[test]
+fn both_directions_have_one_key() {
+    each_build(|w| {
+        w.reset(0);
+        w.change(A, |row| row.policy_out = POLICY_OPEN);
+        for n in 1..400u32 {
+            let mixed = n.wrapping_mul(0x9e37_79b9);
+            let [a, b, c, d] = mixed.to_be_bytes().map(u16::from);
+            // Of the world, and not unlike the container's own in any word alone.
+            let v6 = Ipv6Addr::new(0xfd00 | a & 1, 7 | b & 8, c & 1, d & 1, a >> 1 & 1, b & 1, c & 2, 0x4000 | d);
+            let v4 = Ipv4Addr::new(10, 7 + (mixed >> 8 & 1) as u8, 1 + mixed as u8 % 250, d as u8);
+            let (port, other) = (1 + (mixed >> 16) as u16 % 60_000, 1 + mixed as u16 % 60_000);
+            for (own, ip) in [(A.ip6().into(), IpAddr::from(v6)), (A.ip4().into(), IpAddr::from(v4))] {
+                let before = w.flows();
+                let (there, back) = (Packet::ip(own, ip).udp(port, other), Packet::ip(ip, own).udp(other, port));
+                for (via, packet) in [(A, &there), (World, &back), (A, &there)] {
+                    let o = w.send(via, packet.clone());
+                    assert_eq!((o.retval, o.drops()), (TC_ACT_REDIRECT, vec![]), "{ip} {port} {other}: {o}");
+                }
+                assert_eq!(w.flows() - before, 1, "{ip} {port} {other}");
+                let found = match ip {
+                    IpAddr::V4(_) => {
+                        let key = FlowKey4::between((words(own)[0], Be16::new(port)), (words(ip)[0], Be16::new(other)), wire::UDP);
+                        w.flow4.get(&key).expect("flow4").map(|f| f.h)
+                    }
+                    IpAddr::V6(_) => {
+                        let key = FlowKey6::between((words(own), Be16::new(port)), (words(ip), Be16::new(other)), wire::UDP);
+                        w.flow6.get(&key).expect("flow6").map(|f| f.h)
+                    }
+                };
+                assert_eq!(found.map(|h| h.packets.iter().sum::<u32>()), Some(3), "{ip} {port} {other}");
+            }
+        }
+    });
 }

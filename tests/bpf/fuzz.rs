@@ -17,6 +17,7 @@ use pilus_model::policy::{Direction, EndpointPolicy, EnforcementMode, Repository
 use pilus_tests::check::view;
 use pilus_tests::outcome::{FlowView, Seen, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use pilus_tests::scenario::each_build;
+use pilus_tests::tuple::sorted;
 use pilus_tests::wire::{ETH, fold, sum};
 use pilus_tests::world::{POLICY_FREE, Who, World, words};
 use std::collections::BTreeMap;
@@ -175,10 +176,7 @@ impl<'a> Fuzz<'a> {
 
     fn flow(&self, key: &Key) -> Option<FlowView> {
         let (proto, a, b) = *key;
-        let memory = |(ip, port): &(IpAddr, u16)| (words(*ip).map(|w| u32::from_ne_bytes(w.to_wire())), port.to_be());
-        let mut ends = [a, b];
-        ends.sort_by_key(memory);
-        let [(a, ap), (b, bp)] = ends.map(|(ip, port)| (ip, Be16::new(port)));
+        let [(a, ap), (b, bp)] = sorted([a, b]);
         let found = if a.is_ipv4() {
             let key = FlowKey4 { a: words(a)[0], b: words(b)[0], ap, bp, proto, ..FlowKey4::default() };
             self.world.flow4.get(&key).expect("flow4").map(|f| f.h)

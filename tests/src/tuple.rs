@@ -17,6 +17,19 @@ pub struct Tuple {
     proto: u8,
 }
 
+/// Both ends of a flow as its key has them: sorted by address and port as they stand in memory, in words of 32 bits (IPv4) or 64.
+pub fn sorted(mut ends: [(IpAddr, u16); 2]) -> [(IpAddr, Be16); 2] {
+    let word = |bytes: &[u8]| match *bytes {
+        [a, b, c, d] => u64::from(u32::from_ne_bytes([a, b, c, d])),
+        _ => u64::from_ne_bytes(bytes.try_into().expect("eight")),
+    };
+    ends.sort_by_key(|(ip, port)| {
+        let words: Vec<_> = octets(*ip).chunks_exact(if ip.is_ipv4() { 4 } else { 8 }).map(word).collect();
+        (words, port.to_be())
+    });
+    ends.map(|(ip, port)| (ip, Be16::new(port)))
+}
+
 impl Tuple {
     /// Panics on a packet that is no IP.
     pub fn of(packet: &Packet) -> Tuple {
@@ -41,15 +54,8 @@ impl Tuple {
         Tuple { src, dst, sport, dport, proto }
     }
 
-    /// Both ends, sorted by (address, port) as the words stand in memory.
     fn sorted(&self) -> [(IpAddr, Be16); 2] {
-        let memory = |(ip, port): &(IpAddr, u16)| {
-            let words: Vec<u32> = octets(*ip).chunks_exact(4).map(|c| u32::from_ne_bytes([c[0], c[1], c[2], c[3]])).collect();
-            (words, port.to_be())
-        };
-        let mut ends = [(self.src, self.sport), (self.dst, self.dport)];
-        ends.sort_by_key(memory);
-        ends.map(|(ip, port)| (ip, Be16::new(port)))
+        sorted([(self.src, self.sport), (self.dst, self.dport)])
     }
 
     pub fn key4(&self) -> FlowKey4 {

@@ -2,16 +2,18 @@
 //! Keys of the flow tables. The programs make the same in `lib/ct.h`.
 
 use crate::abi::{Be16, Be32, FlowKey4, FlowKey6};
+use zerocopy::IntoBytes;
 
-/// Sorted as the words stand in memory.
-fn sorted<T: Ord>(one: T, other: T) -> (T, T) {
-    if one <= other { (one, other) } else { (other, one) }
+/// The address as words of 64 bits, as they stand in memory: what the ends of an IPv6 flow are sorted by, then by their ports.
+pub fn key6_order(address: &[Be32; 4]) -> [u64; 2] {
+    let word = |at| address.as_bytes()[at..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
+    [word(0), word(8)]
 }
 
 impl FlowKey4 {
-    /// Of the flow between two ends, whoever opened it.
+    /// Of the flow between two ends, whoever opened it. Sorted by address and port as they stand in memory.
     pub fn between(one: (Be32, Be16), other: (Be32, Be16), proto: u8) -> Self {
-        let ((a, ap), (b, bp)) = sorted(one, other);
+        let ((a, ap), (b, bp)) = if one <= other { (one, other) } else { (other, one) };
         Self { a, b, ap, bp, proto, ..Self::default() }
     }
 }
@@ -19,7 +21,8 @@ impl FlowKey4 {
 impl FlowKey6 {
     /// Of the flow between two ends, whoever opened it.
     pub fn between(one: ([Be32; 4], Be16), other: ([Be32; 4], Be16), proto: u8) -> Self {
-        let ((a, ap), (b, bp)) = sorted(one, other);
+        let order = |end: &([Be32; 4], Be16)| (key6_order(&end.0), end.1);
+        let ((a, ap), (b, bp)) = if order(&one) <= order(&other) { (one, other) } else { (other, one) };
         Self { a, b, ap, bp, proto, ..Self::default() }
     }
 }

@@ -329,7 +329,7 @@ c_struct! {
 }
 
 c_struct! {
-    /// Key of an IPv4 flow, sorted by (address, port): one entry for both directions.
+    /// Key of an IPv4 flow, sorted by (address, port) as they stand in memory: one entry for both directions.
     FlowKey4 as "flow_key4" {
         a: Be32,
         b: Be32,
@@ -344,7 +344,7 @@ c_struct! {
 }
 
 c_struct! {
-    /// Key of an IPv6 flow, as [`FlowKey4`].
+    /// Key of an IPv6 flow, as [`FlowKey4`]; an address counts as two words of 64 bits.
     FlowKey6 as "flow_key6" {
         a: [Be32; 4],
         b: [Be32; 4],
