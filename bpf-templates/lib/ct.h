@@ -47,33 +47,35 @@ static __always_inline __u64 flow_borrow(__u64 a, __u64 b, __u64 less)
 	return ret;
 }
 
-/* By (address, port) as well, the address as two words of 64 bits. */
+/* By (address, port) as well, the address as two words of 64 bits. `k` is at a multiple of 8. */
 static __always_inline __u32 flow_key6_make(struct flow_key6 *k, const __be32 *saddr, const __be32 *daddr, __be16 sport,
 					    __be16 dport, __u8 proto)
 {
-	__u64 src[2], dst[2], side, mask, swap;
+	__u64 *a = (__u64 *)k->a, *b = (__u64 *)k->b, side, mask, swap;
 	__u32 ports;
 	int i;
 
-	__builtin_memcpy(src, saddr, 16);
-	__builtin_memcpy(dst, daddr, 16);
-	side = flow_borrow(dst[1], src[1], flow_borrow(dport, sport, 0));
-	side = flow_borrow(dst[0], src[0], side);
+	__builtin_memcpy(a, saddr, 16);
+	__builtin_memcpy(b, daddr, 16);
+	/* In the key and not in registers: what there are too few of would be saved beside it, and stack is short. */
+	asm volatile("" : : "r"(k) : "memory");
+	side = flow_borrow(b[1], a[1], flow_borrow(dport, sport, 0));
+	side = flow_borrow(b[0], a[0], side);
 	mask = 0 - side;
 #pragma unroll
 	for (i = 0; i < 2; i++) {
-		swap = (src[i] ^ dst[i]) & mask;
-		src[i] ^= swap;
-		dst[i] ^= swap;
+		swap = (a[i] ^ b[i]) & mask;
+		a[i] ^= swap;
+		b[i] ^= swap;
 	}
-	__builtin_memcpy(k->a, src, 16);
-	__builtin_memcpy(k->b, dst, 16);
 	ports = (sport ^ dport) & (__u32)mask;
 	k->ap = (__be16)(sport ^ ports);
 	k->bp = (__be16)(dport ^ ports);
 	k->proto = proto;
 	k->zone = 0;
 	k->pad = 0;
+	/* Read by the kernel, as words of another size. */
+	asm volatile("" : : "r"(k) : "memory");
 	return (__u32)side;
 }
 

@@ -12,7 +12,7 @@ TABLE_timeouts;
 union flow_keys {
 	struct flow_key6 v6;
 	struct flow_key4 v4;
-};
+} __aligned8;
 
 /* The key of the packet's entry, and p->side. A function of its own, so that the verifier looks at it once. */
 __noinline int flow_key_make(struct packet *p, union flow_keys *k)

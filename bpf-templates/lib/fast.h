@@ -161,10 +161,11 @@ static __always_inline int fast_from4(struct __sk_buff *ctx, struct endpoint *sr
 	known.words[0] = ip->saddr;
 	known.words[2] = ip->daddr;
 	known.words[4] = sport | (__u32)dport << 16 | (__u64)ip->protocol << 32;
-	side = flow_key4_make(&key, ip->saddr, ip->daddr, sport, dport, ip->protocol);
 	way->denial = denial_find(ctx, &known, src, slot, (__u32)from, &way->place);
 	if (way->denial)
 		return FAST_KNOWN;
+	side = flow_key4_make(&key, (__be32)known.words[0], (__be32)known.words[2], sport, dport,
+			      (__u8)(known.words[4] >> 32));
 	f = bpf_map_lookup_elem(&flow4, &key);
 	if (!f || !flow_usable(&f->h, src, slot, side, from, EP_NAT46, way) ||
 	    fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))
@@ -180,7 +181,7 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	void *end = CTXP(ctx, data_end);
 	struct ipv6hdr *ip = (void *)(eth + 1);
 	struct denial_key known;
-	struct flow_key6 key;
+	struct flow_key6 key __aligned8;
 	__be16 sport = 0, dport = 0;
 	struct flow6 *f;
 	__u32 side, hlen;
@@ -205,7 +206,8 @@ static __always_inline int fast_from6(struct __sk_buff *ctx, struct endpoint *sr
 	way->denial = denial_find(ctx, &known, src, slot, (__u32)from, &way->place);
 	if (way->denial)
 		return FAST_KNOWN;
-	side = flow_key6_make(&key, ip->saddr, ip->daddr, sport, dport, ip->nexthdr);
+	side = flow_key6_make(&key, (__be32 *)known.words, (__be32 *)(known.words + 2), sport, dport,
+			      (__u8)(known.words[4] >> 32));
 	f = bpf_map_lookup_elem(&flow6, &key);
 	if (!f || !flow_usable(&f->h, src, slot, side, from, 0, way) || fast_too_big(ctx, way->dst, sizeof(*ip) + hlen))
 		return ACT_MISS;
