@@ -46,6 +46,31 @@ impl Agent {
     }
 }
 
+/// No socket, one of an agent that is gone, or of one that ended before it took the connection. Nothing was sent in any of these.
 fn restarts(e: &std::io::Error) -> bool {
-    matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+    matches!(e.kind(), NotFound | ConnectionRefused | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    /// What the kernel says to who comes to an agent that is about to end, or has ended.
+    #[test]
+    fn an_agent_that_restarts_is_told_from_one_that_refuses() {
+        let dir = tempfile::tempdir().expect("directory");
+        let socket = dir.path().join("pilus.sock");
+        assert!(restarts(&UnixStream::connect(&socket).expect_err("no socket")));
+        let listener = UnixListener::bind(&socket).expect("socket");
+        let waits = UnixStream::connect(&socket).expect("a place in the queue");
+        drop(listener);
+        let gone = waits.take_error().expect("a socket's error").expect("nobody took it");
+        assert_eq!(gone.kind(), ErrorKind::ConnectionReset);
+        assert!(restarts(&gone));
+        assert!(restarts(&UnixStream::connect(&socket).expect_err("nobody listens")));
+        assert!(!restarts(&Error::from(ErrorKind::PermissionDenied)));
+    }
 }
