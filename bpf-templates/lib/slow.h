@@ -86,19 +86,24 @@ __noinline int judge(struct __sk_buff *ctx, struct packet *p, __u32 reverse)
 	return judge_one(ctx, p, to, DIR_INGRESS, from_id);
 }
 
+/* Who has an address of the packet's family. Unknown ones are the world. */
+static __always_inline void end_find(struct packet *p, const __be32 *addr, __u16 *slot, __u32 *id)
+{
+	struct ipcache_entry *e = ipcache_find(addr, p->family);
+
+	*slot = e ? e->slot : SLOT_WORLD;
+	*id = e ? e->identity : ID_WORLD;
+}
+
 /*
- * Who receives: p->dst_slot and p->dst_id. Unknown addresses are the world. The
- * world's side of a container's packet gets the slot of today's route.
+ * Who receives: p->dst_slot and p->dst_id. The world's side of a container's
+ * packet gets the slot of today's route.
  */
 __noinline int resolve(struct __sk_buff *ctx, struct packet *p)
 {
-	struct ipcache_entry *e;
-
 	if (!p)
 		return 0;
-	e = ipcache_find(p->daddr, p->family);
-	p->dst_slot = e ? e->slot : SLOT_WORLD;
-	p->dst_id = e ? e->identity : ID_WORLD;
+	end_find(p, p->daddr, &p->dst_slot, &p->dst_id);
 	if (p->dst_slot == SLOT_WORLD && slot_is_container(p->src_slot))
 		p->dst_slot = (__u16)route_slot(ctx, p, 0);
 	else if (p->src_slot == SLOT_WORLD && slot_is_container(p->dst_slot))
@@ -109,13 +114,8 @@ __noinline int resolve(struct __sk_buff *ctx, struct packet *p)
 /* Who sends, by the address: p->src_slot and p->src_id. */
 __noinline int sender_find(struct packet *p)
 {
-	struct ipcache_entry *e;
-
-	if (!p)
-		return 0;
-	e = ipcache_find(p->saddr, p->family);
-	p->src_slot = e ? e->slot : SLOT_WORLD;
-	p->src_id = e ? e->identity : ID_WORLD;
+	if (p)
+		end_find(p, p->saddr, &p->src_slot, &p->src_id);
 	return 0;
 }
 
