@@ -14,7 +14,7 @@ TABLE_stages;
 /*
  * Ends the program: `stage` (STAGE_*) goes on, or drops and reports for `reason`. The stage is read back from memory: one that
  * the verifier knows becomes a jump that the kernel patches when its slot is filled, with all processors stopping three times
- * for each place. A twentieth of what a set takes to load, for what a look into the table costs a packet: some nanoseconds.
+ * for each place: a twentieth of what a set takes to load.
  */
 static __always_inline int go_stage(struct __sk_buff *ctx, __u32 stage, __u32 from, __u32 slot, __u32 reason)
 {
