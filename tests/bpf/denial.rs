@@ -165,17 +165,22 @@ fn an_epoch_ends_it_at_once() {
     });
 }
 
+/// A's packet has been refused three times, twice in silence; B may open the flow to which it belongs.
+fn refused_but_may_answer(w: &World<'_>, f: Family) {
+    reset(w, LONG);
+    w.change(B, |row| row.policy_out = POLICY_OPEN);
+    w.change(A, |row| row.policy_in = POLICY_OPEN);
+    for n in 0..3 {
+        dropped(w, A, udp(f), PolicyDenied, if n == 0 { &[0] } else { &[] }, "refused");
+    }
+}
+
 /// A flow decides for its packets, whatever was refused before it was.
 #[test]
 fn a_flow_goes_before() {
     each_build(|w| {
         for f in Family::BOTH.iter().copied() {
-            reset(w, LONG);
-            w.change(B, |row| row.policy_out = POLICY_OPEN);
-            w.change(A, |row| row.policy_in = POLICY_OPEN);
-            for n in 0..3 {
-                dropped(w, A, udp(f), PolicyDenied, if n == 0 { &[0] } else { &[] }, "refused");
-            }
+            refused_but_may_answer(w, f);
             let states = [(B, f.ip(B, A).udp(54, 5), New), (A, udp(f), Reply)];
             for (via, packet, state) in states {
                 w.change(A, |row| row.flags |= EP_TRACE_FLOW);
@@ -209,12 +214,7 @@ fn a_flow_goes_before() {
 fn a_flow_is_not_slow_for_having_been_refused() {
     each_build(|w| {
         for f in Family::BOTH.iter().copied() {
-            reset(w, LONG);
-            w.change(B, |row| row.policy_out = POLICY_OPEN);
-            w.change(A, |row| row.policy_in = POLICY_OPEN);
-            for n in 0..3 {
-                dropped(w, A, udp(f), PolicyDenied, if n == 0 { &[0] } else { &[] }, "refused");
-            }
+            refused_but_may_answer(w, f);
             passes(w, B, f.ip(B, A).udp(54, 5), "opens the flow");
             passes(w, A, udp(f), "its first answer");
             let aside = |w: &World<'_>| w.denials().values().flatten().map(|d| d.what & DENIAL_ASIDE).collect::<Vec<_>>();
