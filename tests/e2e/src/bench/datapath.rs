@@ -6,9 +6,9 @@ use super::path::{self, Entry, Path, UDP_PORT, udp_frame};
 use super::probe::{seen, settled};
 use super::reference::{Programs, Reference};
 use super::shape::pins;
-use super::traffic::{FRAMES, Kind, RUNS, compare, measure, open, suffix};
+use super::traffic::{FRAMES, Kind, RUNS, compare, live, measure, open, suffix};
 use super::{Plan, Row, interleaved, median, on_own_processor, progress, ratio};
-use crate::container::{PATIENCE, enter};
+use crate::container::PATIENCE;
 use crate::{Container, Family, Node, NodeOptions, outside};
 use anyhow::{Context, Result, ensure};
 use pilus_api::FlowFilter;
@@ -35,14 +35,6 @@ const PACKETS: u64 = FRAMES as u64 * RUNS as u64;
 fn wants(plan: &Plan, base: &str, family: Family) -> Option<String> {
     let name = format!("{base}_{}", suffix(family));
     plan.wants(&name).then_some(name)
-}
-
-/// ns of a frame that enters: the median of some runs.
-fn live(entry: &Entry, frames: &Injector) -> Result<f64> {
-    enter(&entry.netns, || {
-        let runs: Result<Vec<f64>> = (0..RUNS).map(|_| frames.receive(entry.ifindex, FRAMES)).collect();
-        Ok(median(&runs?))
-    })
 }
 
 pub fn families(plan: &Plan) -> Result<Vec<Row>> {

@@ -180,11 +180,6 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 impl Path {
-    /// Runs in the namespace in which frames of the client arrive.
-    pub fn at_entry<T: Send>(&self, f: impl FnOnce(u32) -> T + Send) -> T {
-        enter(&self.entry.netns, || f(self.entry.ifindex))
-    }
-
     /// A UDP frame of the client with so many bytes of payload.
     pub fn frame(&self, family: Family, from: u16, to: u16, payload: usize) -> Result<Vec<u8>> {
         udp_frame(&self.entry, (self.client.ip(family), from), (self.server.ip(family), to), &vec![0x62; payload])

@@ -3,12 +3,14 @@
 //! a result is the cost of it all and not the luck of wake-ups.
 
 use super::kernel::{self, Injector};
-use super::path::{self, Path, STREAM_PORT, TCP_PORT, UDP_PORT};
+use super::path::{self, Entry, Path, STREAM_PORT, TCP_PORT, UDP_PORT, udp_frame};
 use super::probe::{Seen, seen};
+use super::reference::{Programs, Reference};
 use super::{Plan, Row, median, progress, ratio};
-use crate::container::PATIENCE;
+use crate::container::{PATIENCE, enter};
 use crate::{Family, Node};
 use anyhow::{Context, Result, ensure};
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::mpsc;
@@ -208,12 +210,9 @@ pub fn measure(talk: &mut Talk, path: &Path, family: Family) -> Result<f64> {
         }
         Talk::Live { frames, client, server } => {
             greet(client, server, path, family)?;
-            path.at_entry(|ifindex| {
-                // Fills the socket.
-                frames.receive(ifindex, 1000)?;
-                let runs: Result<Vec<f64>> = (0..RUNS).map(|_| frames.receive(ifindex, FRAMES)).collect();
-                Ok(median(&runs?))
-            })
+            // Fills the socket.
+            enter(&path.entry.netns, || frames.receive(path.entry.ifindex, 1000))?;
+            live(&path.entry, frames)
         }
     }
 }
@@ -268,6 +267,30 @@ pub fn single_packets(paths: &[Path]) -> Result<()> {
     Ok(())
 }
 
+/// ns of a frame that a program sends on without asking who may, and of one over the bare pair: what no policy can be faster
+/// than on this processor.
+fn floor(plan: &Plan, family: Family, bare: &Path, node: &Node) -> Result<[Vec<f64>; 2]> {
+    let programs = Programs::load(node)?;
+    let reference = Reference::new(node, programs.get("no_hash")?, 0)?;
+    let server = reference.server.udp(family, UDP_PORT)?;
+    socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
+    let from = (bare.client.ip(family), 40000);
+    let frames = udp_frame(&reference.entry, from, (reference.server.ip(family), UDP_PORT), &[0x62; PAYLOAD])?;
+    let frames = Injector::new(frames)?;
+    let mut talk = open(bare, family, Kind::Live)?;
+    let values =
+        super::interleaved(plan.rounds, 2, |n| if n == 0 { live(&reference.entry, &frames) } else { measure(&mut talk, bare, family) })?;
+    Ok(<[_; 2]>::try_from(values).expect("two ways"))
+}
+
+/// ns of a frame that enters: the median of some runs.
+pub fn live(entry: &Entry, frames: &Injector) -> Result<f64> {
+    enter(&entry.netns, || {
+        let runs: Result<Vec<f64>> = (0..RUNS).map(|_| frames.receive(entry.ifindex, FRAMES)).collect();
+        Ok(median(&runs?))
+    })
+}
+
 pub fn suffix(family: Family) -> &'static str {
     if family == Family::V4 { "v4" } else { "v6" }
 }
@@ -291,13 +314,17 @@ fn rows(plan: &Plan, node: &Node, paths: &[Path; 3], cpu: usize) -> Result<Vec<R
             }
             let (values, counted) = compare(plan, kind, family, paths, node)?;
             let [f, routed, pilus] = &values[..] else { unreachable!("three paths") };
-            let note = format!(
+            let mut note = format!(
                 "f {:.2}, routed {:.2}; over f {:.3}, over routed {:.3}; cpu {cpu}, {counted} packets counted",
                 median(f),
                 median(routed),
                 ratio(pilus, f),
                 ratio(pilus, routed),
             );
+            if kind == Kind::Live {
+                let [alone, bare] = floor(plan, family, &paths[0], node)?;
+                write!(note, "; sent on by a program without policy {:.0}, over f {:.3}", median(&alone), ratio(&alone, &bare))?;
+            }
             for (base, to) in kind.rows() {
                 let baseline = if *to == "f" { f.clone() } else { routed.clone() };
                 rows.push(Row { baseline, ..Row::new(&named(base), kind.unit(), pilus.clone()).note(note.clone()) });
