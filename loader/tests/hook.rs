@@ -203,11 +203,11 @@ fn netkit_passes_nothing_by_itself() {
             return;
         }
         let (ns, index, peer) = netkit(true);
-        block_on(async { Netlink::new().unwrap().add_address(index, [10, 9, 9, 1].into(), 24, true).await.unwrap() });
+        block_on(async { Netlink::new().unwrap().add_address(index, [10, 9, 9, 1].into(), 24).await.unwrap() });
         let near = std::net::UdpSocket::bind("0.0.0.0:9999").unwrap();
         near.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
         let far = in_netns(&ns, move || {
-            block_on(async { Netlink::new().unwrap().add_address(peer, [10, 9, 9, 2].into(), 24, true).await.unwrap() });
+            block_on(async { Netlink::new().unwrap().add_address(peer, [10, 9, 9, 2].into(), 24).await.unwrap() });
             std::net::UdpSocket::bind("10.9.9.2:0").unwrap()
         });
         far.set_broadcast(true).unwrap();

@@ -129,8 +129,8 @@ fn addresses_twice() {
         nl.set_up(index).await.unwrap();
         nl.set_up(peer).await.unwrap();
         for (a, plen) in [(ip("fd00::1"), 128), (ip("10.1.2.3"), 32)] {
-            assert!(nl.add_address(index, a, plen, true).await.unwrap());
-            assert!(!nl.add_address(index, a, plen, true).await.unwrap());
+            assert!(nl.add_address(index, a, plen).await.unwrap());
+            assert!(!nl.add_address(index, a, plen).await.unwrap());
             assert!(nl.addresses().await.unwrap().contains(&(index, a, plen)));
             assert!(nl.delete_address(index, a, plen).await.unwrap());
             assert!(!nl.delete_address(index, a, plen).await.unwrap());
@@ -140,14 +140,31 @@ fn addresses_twice() {
     });
 }
 
+/// The kernel does the last step from a work queue.
+#[test]
+fn addresses_are_in_use_at_once() {
+    in_sandbox(|nl| async move {
+        let (index, peer) = pair(&nl, "a", "b").await;
+        nl.set_up(index).await.unwrap();
+        nl.set_up(peer).await.unwrap();
+        for n in 1..=100 {
+            for (a, plen) in [(ip(&format!("fd00::{n:x}")), 128), (ip(&format!("10.1.2.{n}")), 32)] {
+                nl.add_address(index, a, plen).await.unwrap();
+                let routes = nl.all_routes().await.unwrap();
+                assert!(routes.iter().any(|r| r.dst == a && r.kind == libc::RTN_LOCAL), "{a} is not in use");
+            }
+        }
+    });
+}
+
 #[test]
 fn routes_twice() {
     in_sandbox(|nl| async move {
         let (index, _) = pair(&nl, "a", "b").await;
         assert_eq!(nl.default_route_device().await.unwrap(), None);
         nl.set_up(index).await.unwrap();
-        nl.add_address(index, ip("10.1.0.1"), 32, true).await.unwrap();
-        nl.add_address(index, ip("fd00:1::1"), 128, true).await.unwrap();
+        nl.add_address(index, ip("10.1.0.1"), 32).await.unwrap();
+        nl.add_address(index, ip("fd00:1::1"), 128).await.unwrap();
         let specs = [
             RouteSpec { pref_source: Some(ip("10.1.0.1")), scope_link: true, mtu: Some(1350), ..RouteSpec::new(ip("10.2.0.0"), 16, index) },
             RouteSpec { mtu: Some(1350), ..RouteSpec::new(ip("fd00:2::"), 64, index) },
@@ -216,7 +233,7 @@ fn changes_are_told() {
         wait(&|c| matches!(c, Change::Link(l) if l.index == index && !l.up)).await;
         nl.set_up(index).await.unwrap();
         wait(&|c| matches!(c, Change::Link(l) if l.name == "a" && l.up)).await;
-        nl.add_address(index, ip("10.1.2.3"), 32, true).await.unwrap();
+        nl.add_address(index, ip("10.1.2.3"), 32).await.unwrap();
         wait(&|c| *c == Change::Address { index, ip: ip("10.1.2.3"), plen: 32 }).await;
         nl.delete_address(index, ip("10.1.2.3"), 32).await.unwrap();
         wait(&|c| *c == Change::AddressGone { index, ip: ip("10.1.2.3"), plen: 32 }).await;

@@ -2,13 +2,18 @@
 //! Addresses of devices.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use tokio::time::Instant;
 
 use super::{Netlink, unless, what};
 use crate::error::Result;
+
+/// How long the kernel may take to put an address into use: long, as it does so when nothing else is to be done.
+const IN_USE: Duration = Duration::from_secs(10);
 
 /// Interface index, address, prefix length.
 pub type Address = (u32, IpAddr, u8);
@@ -71,17 +76,28 @@ impl Netlink {
         Ok(all.iter().filter_map(of).collect())
     }
 
-    /// Gives a device an address; Ok(false) if it has it. `nodad`: an IPv6 address can be used at once, without a search for
-    /// duplicates.
-    pub async fn add_address(&self, index: u32, ip: IpAddr, plen: u8, nodad: bool) -> Result<bool> {
+    /// Gives a device that is up an address, and returns when packets for it are taken; Ok(false) if the device had it. Nobody is
+    /// asked whether an IPv6 address is used elsewhere. The kernel puts it into use from a work queue nevertheless, and forwards,
+    /// that is drops, what comes for it before. If rules of the host send packets for it elsewhere, that is said in the log.
+    pub async fn add_address(&self, index: u32, ip: IpAddr, plen: u8) -> Result<bool> {
         let mut m = message(index, ip, plen);
-        if nodad && ip.is_ipv6() {
+        if ip.is_ipv6() {
             m.header.flags |= AddressHeaderFlags::Nodad;
             m.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         let object = format!("{ip}/{plen} of interface {index}");
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        unless(self.execute(RouteNetlinkMessage::NewAddress(m), flags, &what("add address", &object)).await, &[libc::EEXIST])
+        let result = self.execute(RouteNetlinkMessage::NewAddress(m), flags, &what("add address", &object)).await;
+        let added = unless(result, &[libc::EEXIST])?;
+        let deadline = Instant::now() + IN_USE;
+        while !self.is_local(ip).await? {
+            if Instant::now() > deadline {
+                tracing::warn!("packets for address {object} do not come to this host: look at its routes and rules (ip rule)");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(added)
     }
 
     /// Takes an address from a device; Ok(false) if it, or the device, is not there.

@@ -12,7 +12,7 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use super::address::family;
 use super::{Netlink, unless, what};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Origin that our routes carry (`ip route show proto 80`), so that people and cleanup know them.
 pub const ROUTE_PROTOCOL: u8 = 80;
@@ -237,6 +237,20 @@ impl Netlink {
             }
         }
         Ok(routes)
+    }
+
+    /// Whether packets for an address end here. Those that a rule takes elsewhere do not.
+    pub(super) async fn is_local(&self, ip: IpAddr) -> Result<bool> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(ip);
+        message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(ip.into()));
+        match self.get(RouteNetlinkMessage::GetRoute(message), &what("look up", &ip.to_string())).await {
+            Ok(answers) => Ok(answers.iter().any(|a| matches!(a, RouteNetlinkMessage::NewRoute(m) if m.header.kind == RouteType::Local))),
+            // Unreachable, as an error, is an answer too.
+            Err(Error::Netlink { errno: libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL, .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// The routes by a device.

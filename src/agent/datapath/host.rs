@@ -44,12 +44,12 @@ impl HostSide {
         attach(Hook { pin: &pin, ifindex: net, dir: Dir::Ingress, ours: true }, from_netdev, self.attach_mode, self.tcx)?;
         netlink.set_up(net).await?;
         netlink.set_up(host).await?;
-        netlink.add_address(host, IpAddr::V6(self.router_v6), 128, true).await?;
+        netlink.add_address(host, IpAddr::V6(self.router_v6), 128).await?;
         let mut route = RouteSpec::new(IpAddr::V6(self.v6_range.base), self.v6_range.len, host);
         route.pref_source = Some(IpAddr::V6(self.router_v6));
         netlink.route_replace(&route).await?;
         if let Some(range) = self.v4_range {
-            netlink.add_address(host, IpAddr::V4(self.router_v4), 32, false).await?;
+            netlink.add_address(host, IpAddr::V4(self.router_v4), 32).await?;
             let mut route = RouteSpec::new(IpAddr::V4(range.base), range.len, host);
             route.pref_source = Some(IpAddr::V4(self.router_v4));
             route.scope_link = true;

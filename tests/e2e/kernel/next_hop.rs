@@ -153,7 +153,7 @@ fn flows_follow_their_gateway() {
         // What is answered is on the fast path.
         let to = server(family);
         setup.world.run(|| {
-            netlink(async |n| outside::give(n, 1, to, if to.is_ipv4() { 32 } else { 128 }).await.expect("address"));
+            netlink(async |n| n.add_address(1, to, if to.is_ipv4() { 32 } else { 128 }).await.expect("address"));
         });
         let mut far = setup.world.clone();
         match to {

@@ -131,8 +131,8 @@ fn connections_follow_the_route() {
     for world in [&first, &second] {
         world.run(|| {
             crate::support::netlink(async |n| {
-                outside::give(n, 1, std::net::IpAddr::V4(v4), 32).await.expect("address");
-                outside::give(n, 1, std::net::IpAddr::V6(v6), 128).await.expect("address");
+                n.add_address(1, std::net::IpAddr::V4(v4), 32).await.expect("address");
+                n.add_address(1, std::net::IpAddr::V6(v6), 128).await.expect("address");
             })
         });
     }

@@ -366,7 +366,7 @@ fn stage(localhost: &str, addresses: &[IpAddr]) -> (Node, HashMap<String, Contai
     world.run(|| {
         crate::support::netlink(async |n| {
             for ip in addresses {
-                outside::give(n, 1, *ip, if ip.is_ipv4() { 32 } else { 128 }).await.expect("address");
+                n.add_address(1, *ip, if ip.is_ipv4() { 32 } else { 128 }).await.expect("address");
             }
         })
     });

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is outside of the node: another network namespace behind one of its devices.
 
-use crate::container::PATIENCE;
 use crate::{Container, Node};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use pilus_loader::netlink::{Netlink, PairSpec, RouteSpec};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
 
 /// The node's own addresses on its `n`th device; its neighbour there has the next ones.
 pub fn node_addresses(n: u8) -> (Ipv4Addr, Ipv6Addr) {
@@ -22,18 +20,6 @@ fn run<T: Send>(node: Option<&Node>, at: &Container, work: impl AsyncFnOnce(&Net
         Some(node) => node.run(go),
         None => at.run(go),
     }
-}
-
-/// Gives a device of the calling thread's namespace an address that takes packets when this returns. The kernel puts one of IPv6
-/// into use from a work queue, also one without duplicate detection: until then what comes for it is forwarded, that is dropped.
-pub async fn give(netlink: &Netlink, index: u32, ip: IpAddr, plen: u8) -> Result<()> {
-    netlink.add_address(index, ip, plen, true).await?;
-    let since = Instant::now();
-    while !netlink.all_routes().await?.iter().any(|r| r.dst == ip && r.kind == libc::RTN_LOCAL) {
-        ensure!(since.elapsed() < PATIENCE, "address {ip} is not in use");
-        tokio::task::yield_now().await;
-    }
-    Ok(())
 }
 
 /// Puts a neighbour behind a new device `eth<n>` of the node, on a /28 and a /64 of their own. It routes everything to the node;
@@ -61,14 +47,15 @@ pub fn connect(node: &Node, n: u8, mtu: u32, default: bool) -> Result<Container>
             no_autoconf: false,
         };
         let index = netlink.create_veth(spec).await?;
-        give(netlink, index, v4.into(), 28).await?;
-        give(netlink, index, v6.into(), 64).await
+        netlink.add_address(index, v4.into(), 28).await?;
+        netlink.add_address(index, v6.into(), 64).await?;
+        Ok(())
     })?;
     run(None, &world, async |netlink| {
         let link = netlink.link_by_name("eth0").await?.context("no eth0")?;
         netlink.set_up(link.index).await?;
-        give(netlink, link.index, world4.into(), 28).await?;
-        give(netlink, link.index, world6.into(), 64).await?;
+        netlink.add_address(link.index, world4.into(), 28).await?;
+        netlink.add_address(link.index, world6.into(), 64).await?;
         for (gateway, any) in [(IpAddr::from(v4), IpAddr::from(Ipv4Addr::UNSPECIFIED)), (v6.into(), Ipv6Addr::UNSPECIFIED.into())] {
             netlink.route_replace(&RouteSpec { gateway: Some(gateway), ..RouteSpec::new(any, 0, link.index) }).await?;
         }

@@ -2,7 +2,6 @@
 //! The three ways from a client to a server, side by side.
 
 use crate::container::enter;
-use crate::outside::give;
 use crate::{Container, Family, Node, NodeOptions};
 use anyhow::{Context, Result, ensure};
 use pilus_loader::netlink::{Netlink, PairSpec, RouteSpec};
@@ -68,8 +67,9 @@ pub(super) fn set_up(container: &mut Container, net: u8, host: u8, router: Optio
 }
 
 pub(super) async fn addresses(netlink: &Netlink, index: u32, net: u8, host: u8) -> Result<()> {
-    give(netlink, index, ip4(net, host).into(), 24).await?;
-    give(netlink, index, ip6(net, host).into(), 64).await
+    netlink.add_address(index, ip4(net, host).into(), 24).await?;
+    netlink.add_address(index, ip6(net, host).into(), 64).await?;
+    Ok(())
 }
 
 /// A pair whose first end is in the calling thread's namespace.
