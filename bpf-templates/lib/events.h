@@ -132,10 +132,11 @@ __noinline __u32 trace_point(struct endpoint *dst, __u32 slot)
 	return dst ? trace_point_of(dst, slot) : TRACE_TO_ENDPOINT;
 }
 
-/* Flags of both ends: what either wants reported. */
+/* Flags of both ends: what either wants reported. A drop that concerns nobody known is of interest to all. */
 static __always_inline __u32 event_wanted(struct packet *p)
 {
 	struct endpoint *src = endpoint_row(p->src_slot), *dst = endpoint_row(p->dst_slot);
+	__u32 flags = (src ? src->flags : 0) | (dst ? dst->flags : 0);
 
-	return (src ? src->flags : 0) | (dst ? dst->flags : 0);
+	return flags | (~flags & EP_VALID) / EP_VALID * EP_DROPS;
 }

@@ -184,7 +184,16 @@ fn interfaces() -> Vec<Scenario> {
                 send(C, |f| f.ip(C, A).tcp(1, 2, SYN)).drop(NoEndpoint),
             ],
         ),
-        row("a row that is not in use", vec![act(|w, _| w.change(A, |row| row.flags &= !EP_VALID)), send(A, there(SYN)).drop(NoEndpoint)]),
+        row(
+            "a row that is not in use",
+            vec![
+                act(|w, _| w.change(A, |row| row.flags &= !EP_VALID)),
+                send(A, there(SYN)).drop(NoEndpoint),
+                // Nobody asks for its report, nor is the packet for anybody who does.
+                act(|w, _| w.change(A, |row| row.flags = 0)),
+                send(A, |_| Packet::raw(0x88cc, &[0; 50])).drop(NoEndpoint),
+            ],
+        ),
         row(
             "frames that are no IP",
             vec![

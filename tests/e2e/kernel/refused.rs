@@ -73,12 +73,9 @@ fn drain(at: &UdpSocket) -> Option<u64> {
     highest
 }
 
-/// A container's first packets may come before it is anybody's: no endpoint, so nobody's report.
-const NOBODY: DropReason = DropReason::NoEndpoint;
-
 /// Drops for any reason: a listener that was too slow is not told which of them it has lost.
 fn dropped(node: &Node) -> u64 {
-    let reported = |row: &[String]| DropReason::ALL.iter().any(|r| *r != NOBODY && r.text() == row[0]);
+    let reported = |row: &[String]| DropReason::ALL.iter().any(|r| r.text() == row[0]);
     let rows = node.rows("metrics").expect("metrics");
     rows.iter().filter(|row| reported(row)).map(|row| row[2].parse::<u64>().expect("packets")).sum()
 }
@@ -87,7 +84,7 @@ fn dropped(node: &Node) -> u64 {
 fn listen(mut events: Events<'_>, told: &AtomicU64, done: &AtomicBool) {
     while !done.load(Ordering::SeqCst) {
         while let Some(e) = events.poll().expect("events") {
-            if e.kind == "lost" || (e.kind == "drop" && e.reason != NOBODY.text()) {
+            if e.kind == "lost" || e.kind == "drop" {
                 assert!(e.count > 0, "{e:?}");
                 told.fetch_add(e.count, Ordering::SeqCst);
             }
