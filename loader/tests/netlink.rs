@@ -28,6 +28,14 @@ async fn pair(nl: &Netlink, name: &str, peer: &str) -> (u32, u32) {
     nl.create_veth_local(spec).await.unwrap()
 }
 
+/// As [`pair`], both ends up. Index of the first.
+async fn pair_up(nl: &Netlink) -> u32 {
+    let (index, peer) = pair(nl, "a", "b").await;
+    nl.set_up(index).await.unwrap();
+    nl.set_up(peer).await.unwrap();
+    index
+}
+
 #[test]
 fn veth_with_chosen_index_and_peer_elsewhere() {
     in_sandbox(|nl| async move {
@@ -125,9 +133,7 @@ fn groups_go_in_one_go() {
 #[test]
 fn addresses_twice() {
     in_sandbox(|nl| async move {
-        let (index, peer) = pair(&nl, "a", "b").await;
-        nl.set_up(index).await.unwrap();
-        nl.set_up(peer).await.unwrap();
+        let index = pair_up(&nl).await;
         for (a, plen) in [(ip("fd00::1"), 128), (ip("10.1.2.3"), 32)] {
             assert!(nl.add_address(index, a, plen).await.unwrap());
             assert!(!nl.add_address(index, a, plen).await.unwrap());
@@ -144,9 +150,7 @@ fn addresses_twice() {
 #[test]
 fn addresses_are_in_use_at_once() {
     in_sandbox(|nl| async move {
-        let (index, peer) = pair(&nl, "a", "b").await;
-        nl.set_up(index).await.unwrap();
-        nl.set_up(peer).await.unwrap();
+        let index = pair_up(&nl).await;
         for n in 1..=100 {
             for (a, plen) in [(ip(&format!("fd00::{n:x}")), 128), (ip(&format!("10.1.2.{n}")), 32)] {
                 nl.add_address(index, a, plen).await.unwrap();
@@ -154,6 +158,26 @@ fn addresses_are_in_use_at_once() {
                 assert!(routes.iter().any(|r| r.dst == a && r.kind == libc::RTN_LOCAL), "{a} is not in use");
             }
         }
+    });
+}
+
+/// Nothing waits for ever for an address that the host's own rules send elsewhere.
+#[test]
+fn an_address_that_rules_hide_is_given_all_the_same() {
+    in_sandbox(|nl| async move {
+        let index = pair_up(&nl).await;
+        let local = RuleSpec { ipv6: true, priority: 0, fwmark: 0, fwmask: 0, table: u32::from(libc::RT_TABLE_LOCAL) };
+        // The kernel asks no rules of IPv6 before somebody has made one.
+        assert!(nl.rule_add(&RuleSpec { priority: 10, table: u32::from(libc::RT_TABLE_MAIN), ..local }).await.unwrap());
+        assert!(nl.rule_delete(&local).await.unwrap());
+        tokio::time::pause();
+        let since = tokio::time::Instant::now();
+        assert!(nl.add_address(index, ip("fd00::1"), 128).await.unwrap());
+        assert!(since.elapsed() >= Duration::from_secs(10), "it was waited for");
+        // One that is there is not waited for again.
+        let since = tokio::time::Instant::now();
+        assert!(!nl.add_address(index, ip("fd00::1"), 128).await.unwrap());
+        assert_eq!(since.elapsed(), Duration::ZERO);
     });
 }
 

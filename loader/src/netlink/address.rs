@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Netlink, unless, what};
 use crate::error::Result;
 
-/// How long the kernel may take to put an address into use: long, as it does so when nothing else is to be done.
+/// How long the kernel may take to put an address into use.
 const IN_USE: Duration = Duration::from_secs(10);
 
 /// Interface index, address, prefix length.
@@ -77,8 +77,7 @@ impl Netlink {
     }
 
     /// Gives a device that is up an address, and returns when packets for it are taken; Ok(false) if the device had it. Nobody is
-    /// asked whether an IPv6 address is used elsewhere. The kernel puts it into use from a work queue nevertheless, and forwards,
-    /// that is drops, what comes for it before. If rules of the host send packets for it elsewhere, that is said in the log.
+    /// asked whether an IPv6 address is used elsewhere.
     pub async fn add_address(&self, index: u32, ip: IpAddr, plen: u8) -> Result<bool> {
         let mut m = message(index, ip, plen);
         if ip.is_ipv6() {
@@ -89,15 +88,24 @@ impl Netlink {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         let result = self.execute(RouteNetlinkMessage::NewAddress(m), flags, &what("add address", &object)).await;
         let added = unless(result, &[libc::EEXIST])?;
+        if added && ip.is_ipv6() {
+            self.until_in_use(ip).await?;
+        }
+        Ok(added)
+    }
+
+    /// The kernel puts a new IPv6 address into use from a work queue, and forwards, that is drops, what comes for it before. If
+    /// rules of the host send packets for it elsewhere, that is said in the log.
+    async fn until_in_use(&self, ip: IpAddr) -> Result<()> {
         let deadline = Instant::now() + IN_USE;
         while !self.is_local(ip).await? {
             if Instant::now() > deadline {
-                tracing::warn!("packets for address {object} do not come to this host: look at its routes and rules (ip rule)");
+                tracing::warn!("packets for {ip} do not come to this host: look at its routes and rules (ip rule)");
                 break;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(added)
+        Ok(())
     }
 
     /// Takes an address from a device; Ok(false) if it, or the device, is not there.
