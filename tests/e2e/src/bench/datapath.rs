@@ -6,7 +6,7 @@ use super::path::{self, Entry, Path, UDP_PORT, udp_frame};
 use super::probe::{seen, settled};
 use super::reference::{Programs, Reference};
 use super::shape::pins;
-use super::traffic::{FRAMES, Kind, RUNS, compare, live, measure, open, suffix};
+use super::traffic::{FRAMES, Kind, RUNS, compare, full, live, measure, open, suffix};
 use super::{Plan, Row, interleaved, median, on_own_processor, progress, ratio};
 use crate::container::PATIENCE;
 use crate::{Container, Family, Node, NodeOptions, outside};
@@ -17,7 +17,7 @@ use pilus_loader::netlink::Netlink;
 use pilus_model::abi::*;
 use pilus_model::ipcache::exact_key;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const FAMILY_ROWS: &[&str] = &["live_v6_over_v4"];
@@ -156,13 +156,6 @@ fn policy(name: &str, family: Family) -> String {
          {name}}}}}\n  ingress:\n  - fromEndpoints: [{{matchLabels: {{app: client}}}}]\n    {ports}\n  - fromCIDR: [{}]\n    {ports}\n",
         prefixes.join(", ")
     )
-}
-
-/// A bound socket that is too small for what comes.
-fn full(at: &Container, family: Family) -> Result<UdpSocket> {
-    let socket = at.udp(family, UDP_PORT)?;
-    socket2::SockRef::from(&socket).set_recv_buffer_size(4096)?;
-    Ok(socket)
 }
 
 /// Frames of ever new flows from any of the sources.

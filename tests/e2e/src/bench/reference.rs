@@ -24,7 +24,7 @@ pub struct Programs(Collection);
 impl Programs {
     pub fn load(node: &Node) -> Result<Self> {
         let tree = tempfile::tempdir()?;
-        let templates = Templates::load(node.path("state/templates"))?;
+        let templates = Templates::load(node.path("state/applied"))?;
         for (name, bytes) in templates.files() {
             let path = tree.path().join(name);
             std::fs::create_dir_all(path.parent().context("a directory")?)?;

@@ -8,7 +8,7 @@ use super::probe::{Seen, seen};
 use super::reference::{Programs, Reference};
 use super::{Plan, Row, median, progress, ratio};
 use crate::container::{PATIENCE, enter};
-use crate::{Family, Node};
+use crate::{Container, Family, Node};
 use anyhow::{Context, Result, ensure};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -101,6 +101,13 @@ pub enum Talk {
     Live { frames: Injector, client: UdpSocket, server: UdpSocket },
 }
 
+/// A bound socket that is too small for what comes.
+pub fn full(at: &Container, family: Family) -> Result<UdpSocket> {
+    let socket = at.udp(family, UDP_PORT)?;
+    socket2::SockRef::from(&socket).set_recv_buffer_size(4096)?;
+    Ok(socket)
+}
+
 fn connected(path: &Path, family: Family, port: u16) -> Result<(TcpStream, TcpStream)> {
     let listener = path.server.listen(family, port)?;
     let client = path.client.connect(SocketAddr::new(path.server.ip(family), port))?;
@@ -138,14 +145,12 @@ pub fn open(path: &Path, family: Family, kind: Kind) -> Result<Talk> {
             Ok(Talk::Stream { server, go })
         }
         Kind::Udp => {
-            let (client, server) = (path.client.udp(family, 0)?, path.server.udp(family, port)?);
-            socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
+            let (client, server) = (path.client.udp(family, 0)?, full(&path.server, family)?);
             greet(&client, &server, path, family)?;
             Ok(Talk::Udp { client, server })
         }
         Kind::Live => {
-            let (client, server) = (path.client.udp(family, 0)?, path.server.udp(family, port)?);
-            socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
+            let (client, server) = (path.client.udp(family, 0)?, full(&path.server, family)?);
             let from = client.local_addr()?;
             let frames = Injector::new(path.frame(family, from.port(), port, PAYLOAD)?)?;
             greet(&client, &server, path, family)?;
@@ -267,19 +272,19 @@ pub fn single_packets(paths: &[Path]) -> Result<()> {
     Ok(())
 }
 
-/// ns of a frame that a program sends on without asking who may, and of one over the bare pair: what no policy can be faster
-/// than on this processor.
+/// ns of a frame that a program sends on without asking who may, and of one over the bare pair: where a datapath on this
+/// processor begins.
 fn floor(plan: &Plan, family: Family, bare: &Path, node: &Node) -> Result<[Vec<f64>; 2]> {
     let programs = Programs::load(node)?;
     let reference = Reference::new(node, programs.get("no_hash")?, 0)?;
-    let server = reference.server.udp(family, UDP_PORT)?;
-    socket2::SockRef::from(&server).set_recv_buffer_size(4096)?;
+    let server = full(&reference.server, family)?;
     let from = (bare.client.ip(family), 40000);
     let frames = udp_frame(&reference.entry, from, (reference.server.ip(family), UDP_PORT), &[0x62; PAYLOAD])?;
     let frames = Injector::new(frames)?;
     let mut talk = open(bare, family, Kind::Live)?;
     let values =
         super::interleaved(plan.rounds, 2, |n| if n == 0 { live(&reference.entry, &frames) } else { measure(&mut talk, bare, family) })?;
+    server.recv(&mut [0; 2048]).context("nothing arrives that the program without policy sends on")?;
     Ok(<[_; 2]>::try_from(values).expect("two ways"))
 }
 
