@@ -75,9 +75,9 @@ fn drain(at: &UdpSocket) -> Option<u64> {
 
 /// Drops for any reason: a listener that was too slow is not told which of them it has lost.
 fn dropped(node: &Node) -> u64 {
-    let reported = |row: &[String]| DropReason::ALL.iter().any(|r| r.text() == row[0]);
+    let is_drop = |row: &[String]| DropReason::ALL.iter().any(|r| r.text() == row[0]);
     let rows = node.rows("metrics").expect("metrics");
-    rows.iter().filter(|row| reported(row)).map(|row| row[2].parse::<u64>().expect("packets")).sum()
+    rows.iter().filter(|row| is_drop(row)).map(|row| row[2].parse::<u64>().expect("packets")).sum()
 }
 
 /// Adds what events tell of, for as long as it takes.
